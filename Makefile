@@ -1,0 +1,47 @@
+# Everything here works on a fresh machine with Python 3.11 to 3.13; set PYTHON to choose one.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check format lock weights bench-memory bench-precision photos clean
+
+demo: $(INSTALLED)  ## scenes -> labels -> figures -> one HTML page; ends with one line of JSON
+	@$(BIN)/segmill demo --output demo
+
+test: $(INSTALLED)  ## the whole test suite
+	@$(BIN)/python -m pytest
+
+check: $(INSTALLED)  ## format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+weights: $(INSTALLED)  ## train the embedded tiny models again, from nothing
+	$(BIN)/python -m jobs.train_embedded --seed 0 --output pipeline/embedded
+
+bench-memory: $(INSTALLED)  ## peak memory of 200 and of 2,000 images
+	@$(BIN)/python -m tests.bench.memory
+
+bench-precision: $(INSTALLED)  ## label agreement of the mask precisions between the pools
+	@$(BIN)/python -m tests.bench.mask_precision
+
+photos: $(INSTALLED)  ## real photos from and to a real S3 server (needs the sample data)
+	@$(BIN)/python -m tests.bench.photos
+
+lock: $(INSTALLED)  ## write the versions that are installed; torch itself pins its CUDA packages
+	$(BIN)/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' \
+	  | grep -Ev '^(cuda-|nvidia-|triton)' > requirements.lock
+
+$(INSTALLED): pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
