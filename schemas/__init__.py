@@ -1,0 +1,1 @@
+"""What the other packages agree on: Arrow schemas, settings, vocabularies, manifests, errors."""

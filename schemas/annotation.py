@@ -1,0 +1,122 @@
+"""The Arrow schema of every arrow in the pipeline, one row per image from inventory to disk.
+
+INVENTORY -> fetch + decode -> DECODED -> propose -> PROPOSED -> classify -> ANNOTATED (what is written).
+A quarantined image keeps its row; the columns of later stages are then null or empty.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final
+
+import pyarrow as pa
+
+from schemas.errors import SchemaError
+
+SCHEMA_VERSION: Final = 1
+
+LABELLED: Final = "labelled"
+QUARANTINED: Final = "quarantined"
+
+ERROR: Final = pa.struct(
+    [
+        pa.field("stage", pa.string(), nullable=False),  # fetch, decode, propose or classify
+        pa.field("code", pa.string(), nullable=False),  # a short word to group by
+        pa.field("message", pa.string(), nullable=False),
+    ]
+)
+
+SEGMENT: Final = pa.struct(
+    [
+        pa.field("segment_id", pa.int32(), nullable=False),  # 1, 2, ... within the image
+        pa.field("label", pa.string(), nullable=False),
+        pa.field("class_index", pa.int32(), nullable=False),  # position of label in the vocabulary
+        pa.field("score", pa.float32(), nullable=False),  # [0, 1], mean over the segment's pixels
+        pa.field("area", pa.int64(), nullable=False),  # pixels
+        pa.field("box", pa.list_(pa.int32(), 4), nullable=False),  # XYXY, half-open, pixels
+        pa.field("counts", pa.binary(), nullable=False),  # COCO compressed RLE of (height, width)
+    ]
+)
+
+_IDENTITY: Final[list[pa.Field]] = [
+    pa.field("image_id", pa.string(), nullable=False),  # hash of the uri, see image_id()
+    pa.field("uri", pa.string(), nullable=False),
+    pa.field("etag", pa.string()),  # the store's word for this content; null where it has none
+]
+
+_CONTENT: Final[list[pa.Field]] = [
+    pa.field("bytes_sha256", pa.string()),
+    pa.field("height", pa.int32()),  # of the original after EXIF orientation
+    pa.field("width", pa.int32()),
+    pa.field("exif_orientation", pa.int8()),  # 1 to 8 as found in the file, 1 when absent
+    pa.field("status", pa.string(), nullable=False),
+    pa.field("error", ERROR),
+]
+
+_PIXELS: Final[list[pa.Field]] = [
+    pa.field("image", pa.large_binary()),  # resized RGB uint8, row-major (H, W, 3)
+    pa.field("image_height", pa.int32()),
+    pa.field("image_width", pa.int32()),
+]
+
+INVENTORY: Final = pa.schema([*_IDENTITY, pa.field("size_bytes", pa.int64())])
+
+DECODED: Final = pa.schema([*_IDENTITY, *_CONTENT, *_PIXELS])
+
+PROPOSED: Final = pa.schema(
+    [
+        *DECODED,
+        pa.field("mask_logits", pa.large_binary()),  # (Q, h, w) over the padded image, see masks.py
+        pa.field("mask_height", pa.int32()),
+        pa.field("mask_width", pa.int32()),
+        pa.field("n_proposals", pa.int32(), nullable=False),
+        pa.field("query_embeds", pa.large_binary()),  # float32 (Q, D), unit length; null: no head
+        pa.field("void_logits", pa.large_binary()),  # float32 (Q,), logit of "no object"
+    ]
+)
+
+ANNOTATED: Final = pa.schema(
+    [
+        *_IDENTITY,
+        *_CONTENT,
+        pa.field("fingerprint", pa.string(), nullable=False),  # of all that decides a label
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("n_proposals", pa.int32(), nullable=False),
+        pa.field("coverage", pa.float32()),  # fraction of pixels that carry a label
+        pa.field("mean_score", pa.float32()),  # over labelled pixels
+        pa.field(
+            "segments", pa.list_(pa.field("element", SEGMENT, nullable=False)), nullable=False
+        ),
+    ],
+    metadata={"segmill_schema_version": str(SCHEMA_VERSION)},
+)
+
+
+def image_id(uri: str) -> str:
+    """Return the stable identity of the image at `uri`: 32 hexadecimal digits."""
+    return hashlib.blake2b(uri.encode(), digest_size=16).hexdigest()
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return `table` with exactly the columns of `schema`, in its order and types.
+
+    Raises SchemaError when columns are missing or unexpected, a type does not fit, or a column
+    that must not be null holds nulls.
+    """
+    expected, found = Counter(schema.names), Counter(table.column_names)
+    missing, extra = sorted(expected - found), sorted(found - expected)  # extra: also repeated
+    if missing or extra:
+        raise SchemaError(f"missing columns {missing}, unexpected columns {extra}")
+    try:
+        conformed = table.select(schema.names).cast(schema)
+    except (pa.ArrowException, ValueError) as error:
+        raise SchemaError(f"columns do not fit the schema: {error}") from error
+    for field in schema:
+        if not field.nullable and conformed[field.name].null_count:
+            raise SchemaError(f"column {field.name!r} must not hold nulls")
+    return conformed
+
+
+def table_from_rows(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Build a table of `schema` from row dictionaries; an absent nullable key becomes null."""
+    return pa.Table.from_pylist(list(rows), schema=schema)

@@ -1,0 +1,161 @@
+"""The settings of every command: the only place where a default is written.
+
+Flags, environment variables (SEGMILL_*) and YAML files are derived from these models in
+`jobs/cli.py`. Credentials are never settings: stores read theirs from the environment, a profile
+or an instance role, so that a resolved config can be written beside the data.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+IMAGE_EXTENSIONS = (
+    "avif bmp gif j2k jp2 jpeg jpf jpg jpx mpo pgm png pnm ppm qoi tga tif tiff webp".split()
+)
+
+
+class Config(BaseModel):
+    """Base of all settings: immutable, and an unknown name is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=False)
+
+
+class SourceSettings(Config):
+    """What to read, and the limits within which a file is accepted as an image."""
+
+    extensions: tuple[str, ...] = Field(
+        tuple(IMAGE_EXTENSIONS),
+        description="file name endings taken from a folder or prefix; '*' takes every file",
+    )
+    max_image_bytes: int = Field(
+        256 * 2**20, gt=0, description="larger files are quarantined unread"
+    )
+    max_image_pixels: int = Field(
+        100_000_000, gt=0, description="images of more pixels are quarantined undecoded"
+    )
+
+
+class ProposerSettings(Config):
+    """Which model proposes masks, and the size of the image it sees (spec 2.1)."""
+
+    proposer: str = Field("maskformer", description="mask proposal model; see `segmill models`")
+    proposer_weights: str | None = Field(
+        None, description="directory of the proposer's weights; the embedded tiny model if absent"
+    )
+    short_edge: int | None = Field(
+        None, ge=16, description="resize the shorter side to this; the proposer's own if absent"
+    )
+    long_edge: int | None = Field(
+        None, ge=16, description="limit of the longer side; the proposer's own if absent"
+    )
+
+
+class ClassifierSettings(Config):
+    """Which CLIP classifies the regions, how it is prompted, and how crops are cut (spec 2.4)."""
+
+    classifier: str = Field("crops", description="region classifier; see `segmill models`")
+    clip: str = Field(
+        "embedded",
+        description="open_clip architecture, hf-hub:ORG/NAME, local-dir:PATH, or `embedded`",
+    )
+    clip_weights: str | None = Field(
+        None, description="open_clip tag, or a .safetensors / .pt file, for an architecture name"
+    )
+    prompts: str = Field(
+        "single",
+        description="single, vild, imagenet, a template with {}, or a text file of templates",
+    )
+    mask_threshold: float = Field(0.5, gt=0, lt=1, description="a pixel is in the mask above this")
+    mask_fill: Literal["mean", "zero"] = Field(
+        "mean", description="colour outside the mask: CLIP's mean colour, or black"
+    )
+    mask_expand_ratio: float = Field(1.0, ge=1, description="grow each box about its centre")
+    mask_matting: bool = Field(False, description="blend crops with the soft mask")
+
+
+class EnsembleSettings(Config):
+    """How query scores and CLIP scores are fused into labels (spec 2.6, 2.7)."""
+
+    ensemble: bool = Field(True, description="off: the proposer's own query scores alone")
+    ensemble_weight: float = Field(
+        0.8, ge=0, le=1, description="exponent of the query score for seen classes; 0: CLIP alone"
+    )
+    min_score: float = Field(
+        0.0, ge=0, le=1, description="pixels scored below this are left without a label"
+    )
+
+
+class ExecutionSettings(Config):
+    """Where and how wide the pipeline runs."""
+
+    address: str = Field("local", description="Ray cluster to join, or `local` for this machine")
+    propose_actors: int = Field(1, ge=1, description="size of the mask proposal pool")
+    classify_actors: int = Field(1, ge=1, description="size of the CLIP classification pool")
+    propose_gpus: float | None = Field(
+        None, ge=0, description="GPUs per proposal actor; if absent, 1 where the cluster has GPUs"
+    )
+    classify_gpus: float | None = Field(
+        None, ge=0, description="GPUs per CLIP actor; if absent, 1 where the cluster has GPUs"
+    )
+    propose_batch: int = Field(8, ge=1, description="images per call of the proposer")
+    classify_batch: int = Field(8, ge=1, description="images per call of the classifier")
+    crop_batch: int = Field(256, ge=1, description="crops per forward pass of CLIP")
+    mask_precision: Literal["float32", "float16", "uint8"] = Field(
+        "float16", description="mask logits between the two pools"
+    )
+    object_store_mb: int | None = Field(
+        None, ge=80, description="Ray object store of a local run, in MiB; Ray's choice if absent"
+    )
+
+
+class AnnotateConfig(
+    SourceSettings, ProposerSettings, ClassifierSettings, EnsembleSettings, ExecutionSettings
+):
+    """Label every image of SOURCE with the classes of a vocabulary, as a Parquet dataset."""
+
+    source: str = Field(
+        description="folder, glob, s3:// prefix, or a .txt / .parquet list of image URIs"
+    )
+    vocabulary: Path = Field(description="YAML or text file of class names")
+    output: str = Field(
+        description="dataset directory: a path, or a URL such as s3://bucket/labels"
+    )
+    rows_per_file: int = Field(4096, ge=1, description="images per Parquet file")
+    max_bad_fraction: float = Field(
+        0.05, ge=0, le=1, description="exit with 1 when more of the images are quarantined"
+    )
+
+    @model_validator(mode="after")
+    def _edges_are_ordered(self) -> "AnnotateConfig":
+        if self.short_edge and self.long_edge and self.short_edge > self.long_edge:
+            raise ValueError(f"short_edge {self.short_edge} is above long_edge {self.long_edge}")
+        return self
+
+
+class EvaluateConfig(Config):
+    """Compare a dataset with label maps and print seen, unseen and harmonic mean IoU."""
+
+    dataset: str = Field(description="dataset directory or URL")
+    truth: str = Field(
+        description="directory of PNG label maps named like the images; 255 is ignored"
+    )
+    version: int | None = Field(None, ge=1, description="dataset version; the newest if absent")
+
+
+class ReportConfig(Config):
+    """Write one self-contained HTML page with images, labels and, if given, the truth."""
+
+    dataset: str = Field(description="dataset directory or URL")
+    output: Path = Field(Path("report.html"), description="HTML file to write")
+    truth: str | None = Field(None, description="directory of PNG label maps to show beside")
+    version: int | None = Field(None, ge=1, description="dataset version; the newest if absent")
+    max_images: int = Field(48, ge=1, description="images on the page")
+
+
+class DemoConfig(Config):
+    """Make synthetic scenes, annotate them with the embedded models, evaluate and report."""
+
+    output: Path = Field(Path("demo"), description="directory for scenes, dataset and report")
+    images: int = Field(48, ge=1, description="number of scenes")
+    seed: int = Field(0, ge=0, description="which scenes")

@@ -1,0 +1,45 @@
+"""Every exception that Segmill raises on purpose.
+
+SegmillError
+├── SettingsError        a setting is wrong: raised before any work, exit code 2
+│   ├── VocabularyError  the class list is wrong; the message names the line
+│   ├── SourceError      the images cannot be listed
+│   ├── OutputError      the dataset cannot be written or read
+│   └── ModelError       a model is unknown, absent, or does not fit its partner
+├── SchemaError          a stage returned other columns than it promised
+└── PublicationError     another run published this version first
+
+A bad *image* is not an exception: it becomes a row with `status = "quarantined"`.
+"""
+
+
+class SegmillError(Exception):
+    """Base of all errors that a caller may want to catch."""
+
+
+class SettingsError(SegmillError):
+    """A setting is wrong; the message names the value and what would have been right."""
+
+
+class VocabularyError(SettingsError):
+    """The vocabulary file is wrong; the message names the file and the line."""
+
+
+class SourceError(SettingsError):
+    """The source of images cannot be listed."""
+
+
+class OutputError(SettingsError):
+    """The dataset directory cannot be written or read."""
+
+
+class ModelError(SettingsError):
+    """A model is unknown, its weights are absent, or it does not fit the other model."""
+
+
+class SchemaError(SegmillError):
+    """A table lacks columns of its schema or has others."""
+
+
+class PublicationError(SegmillError):
+    """The manifest could not be published because another run was first."""
