@@ -1,0 +1,1 @@
+"""Images, proposals, segments: the stages and models from which the jobs are put together."""

@@ -1,0 +1,123 @@
+"""From query scores and CLIP scores to a label map (spec 2.3, 2.5 to 2.7).
+
+Dimension key: Q proposals, K class names, D embedding, V valid proposals, H W pixels.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from pipeline.resize import Size
+
+# The reference multiplies cosines by this constant, not by CLIP's own logit_scale.
+LOGIT_SCALE: Final = 100.0
+
+# Bound on the floats of one tile of class scores and resized masks.
+_TILE_FLOATS: Final = 32 * 2**20
+
+
+def query_probs(query_embeds_QD: Tensor, text_KD: Tensor, void_logits_Q: Tensor) -> Tensor:
+    """Return P (Q, K): softmax over K classes and "no object", its column dropped, not renormalised.
+
+    Both embeddings are of unit length; `void_logits_Q` is the scaled cosine with the proposer's
+    own no-object vector, so that it does not depend on the vocabulary.
+    """
+    class_logits_QK = LOGIT_SCALE * query_embeds_QD @ text_KD.T
+    logits = torch.cat([class_logits_QK, void_logits_Q[:, None]], dim=1)
+    return logits.softmax(dim=1)[:, :-1]
+
+
+def region_probs(
+    clip_embeds_VD: Tensor, text_KD: Tensor, logit_scale: float = LOGIT_SCALE
+) -> Tensor:
+    """Return C (V, K): softmax over the K classes alone."""
+    return (logit_scale * clip_embeds_VD @ text_KD.T).softmax(dim=1)
+
+
+def fuse(
+    query_probs_QK: Tensor | None,
+    region_probs_VK: Tensor | None,
+    valid_Q: Tensor,
+    seen_K: Tensor | None,
+    weight: float,
+) -> Tensor:
+    """Return F (Q, K), the fused class scores of every proposal (spec 2.6).
+
+    Geometric mean with exponent `weight` on the query score for seen classes and on the CLIP score
+    for unseen ones; no flags means all unseen. An invalid proposal has CLIP scores of one (B-3).
+    Without `region_probs_VK` the query scores stand alone; without `query_probs_QK`, or with
+    weight 0, the CLIP scores do, and invalid proposals then score zero everywhere.
+    """
+    if region_probs_VK is None:
+        if query_probs_QK is None:
+            raise ValueError("fuse needs query scores, CLIP scores, or both")
+        return query_probs_QK
+    num_classes = region_probs_VK.shape[1]
+    if query_probs_QK is None or weight <= 0:
+        clip_only_QK = region_probs_VK.new_zeros((len(valid_Q), num_classes))
+        clip_only_QK[valid_Q] = region_probs_VK
+        return clip_only_QK
+    clip_QK = torch.ones_like(query_probs_QK)
+    clip_QK[valid_Q] = region_probs_VK
+    seen = torch.zeros(num_classes, dtype=torch.bool) if seen_K is None else seen_K
+    query_exponent_K = torch.where(seen.to(clip_QK.device), weight, 1.0 - weight)
+    return query_probs_QK**query_exponent_K * clip_QK ** (1.0 - query_exponent_K)
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """Per pixel the class index (H, W) int64 and its score in [0, 1], (H, W) float32.
+
+    The score is the winner's share of evidence: sum of F*M over sum of M (the paper's formula);
+    it is 0 where no mask covers the pixel.
+    """
+
+    classes_HW: Tensor
+    scores_HW: Tensor
+
+
+def label_map(class_scores_QK: Tensor, mask_probs_QHW: Tensor, size: Size) -> LabelMap:
+    """Return the label of every pixel of the original image of `size` (spec 2.7).
+
+    S = sum over q of F*M at the mask size, resized bilinearly, then argmax. Resizing and mixing
+    are both linear, so masks are resized and mixed in tiles of rows: S is never whole in memory.
+    """
+    height, width = size
+    num_queries = len(mask_probs_QHW)
+    device = mask_probs_QHW.device
+    classes = torch.zeros((height, width), dtype=torch.int64, device=device)
+    scores = torch.zeros((height, width), dtype=torch.float32, device=device)
+    if not num_queries:
+        return LabelMap(classes, scores)
+    per_row = width * (num_queries + class_scores_QK.shape[1])
+    rows_per_tile = max(1, _TILE_FLOATS // per_row)
+    columns = _bilinear_taps(mask_probs_QHW.shape[2], width, device)
+    rows = _bilinear_taps(mask_probs_QHW.shape[1], height, device)
+    for top in range(0, height, rows_per_tile):
+        tile = slice(top, min(top + rows_per_tile, height))
+        masks_QTW = _resize(mask_probs_QHW, [tap[tile] for tap in rows], columns)
+        summed_KTW = torch.einsum("qk,qtw->ktw", class_scores_QK, masks_QTW)
+        best_TW, classes[tile] = summed_KTW.max(dim=0)
+        scores[tile] = best_TW / masks_QTW.sum(dim=0).clamp_min(1e-12)
+    return LabelMap(classes, scores)
+
+
+def _bilinear_taps(source: int, target: int, device: torch.device) -> list[Tensor]:
+    """Return lower index, upper index and upper weight per target position (half-pixel centres)."""
+    scale = source / target
+    centre = (torch.arange(target, device=device, dtype=torch.float32) + 0.5) * scale - 0.5
+    centre = centre.clamp_min(0.0)
+    lower = centre.floor().long().clamp_max(source - 1)
+    upper = (lower + 1).clamp_max(source - 1)
+    return [lower, upper, centre - lower]
+
+
+def _resize(values_QHW: Tensor, rows: list[Tensor], columns: list[Tensor]) -> Tensor:
+    top, bottom, down = rows
+    left, right, across = columns
+    strip = torch.lerp(values_QHW[:, top], values_QHW[:, bottom], down[None, :, None])
+    if values_QHW.shape[2] == len(left):
+        return strip
+    return torch.lerp(strip[:, :, left], strip[:, :, right], across)

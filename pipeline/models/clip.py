@@ -1,0 +1,165 @@
+"""CLIP through open_clip: loading, text vectors, image vectors.
+
+Dimension key: N prompts or crops, D embedding, S side of the square input.
+"""
+
+import difflib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import open_clip
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from pipeline.models.embedded import EMBEDDED_CLIP
+from pipeline.models.weights import sha256_of
+from schemas.errors import ModelError
+
+_PROMPTS_PER_PASS: Final = 256
+_WEIGHT_SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".bin")
+
+
+@dataclass(frozen=True)
+class ClipCard:
+    """What must be known of a CLIP before it is loaded."""
+
+    embedding_dim: int
+    weights_sha256: str | None  # None for a tag or a hub id, which name their content
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """Where a CLIP comes from: an architecture with a tag or a file, hf-hub:ID, or local-dir:PATH."""
+
+    name: str
+    weights: str | None = None
+
+    @classmethod
+    def of(cls, name: str, weights: str | None) -> "ClipSource":
+        """Return the source of a setting; `embedded` is the tiny CLIP that Segmill carries."""
+        return cls(f"local-dir:{EMBEDDED_CLIP}" if name == "embedded" else name, weights)
+
+    def describe(self) -> ClipCard:
+        """Return what must be known before loading; raises ModelError if it cannot be loaded."""
+        self.check()
+        try:
+            embedding_dim = int(open_clip.get_model_config(self.name)["embed_dim"])
+        except Exception as error:  # the hub client raises many types
+            raise ModelError(f"cannot read the config of clip {self.name!r}: {error}") from None
+        local = self.name.removeprefix("local-dir:") if self._is_local else self.weights
+        path = Path(local) if local and (self._is_local or self._is_file) else None
+        return ClipCard(embedding_dim, sha256_of(path) if path else None)
+
+    @property
+    def _is_local(self) -> bool:
+        return self.name.startswith("local-dir:")
+
+    @property
+    def _is_file(self) -> bool:
+        return self.weights is not None and self.weights.endswith(_WEIGHT_SUFFIXES)
+
+    def check(self) -> None:
+        """Raise ModelError unless this names something that can be loaded; loads nothing."""
+        if self._is_local:
+            config = Path(self.name.removeprefix("local-dir:")) / "open_clip_config.json"
+            if not config.is_file():
+                raise ModelError(f"clip {self.name!r}: there is no {config}")
+            return self._refuse_weights()
+        if self.name.startswith("hf-hub:"):
+            return self._refuse_weights()
+        if self.name not in open_clip.list_models():
+            raise ModelError(
+                f"clip {self.name!r} is no architecture of open_clip; "
+                f"it has {_nearest(self.name, open_clip.list_models())} and others, and "
+                "hf-hub:ORG/NAME and local-dir:PATH are read too"
+            )
+        if self.weights is None:
+            raise ModelError(f"clip {self.name!r} needs clip_weights: a tag or a file")
+        if self._is_file:
+            if not Path(self.weights).is_file():
+                raise ModelError(f"clip_weights {self.weights!r}: there is no such file")
+            return None
+        tags = open_clip.list_pretrained_tags_by_model(self.name)
+        if self.weights not in tags:
+            raise ModelError(
+                f"clip_weights {self.weights!r} is no file ({', '.join(_WEIGHT_SUFFIXES)}) and no "
+                f"tag of {self.name}; its tags are {', '.join(tags) or 'none'}"
+            )
+        return None
+
+    def _refuse_weights(self) -> None:
+        if self.weights is not None:
+            raise ModelError(
+                f"clip {self.name!r} brings its own weights; clip_weights must be absent"
+            )
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    return ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known[:3])
+
+
+class Clip:
+    """A frozen CLIP in evaluation mode, in fp32."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, preprocess: dict[str, Any]) -> None:
+        # open_clip ships no types, and encode_text and encode_image are not nn.Module's.
+        self.model: Any = model.eval().requires_grad_(False)
+        self._tokenizer = tokenizer
+        size = preprocess["size"]
+        self.side: int = int(size if isinstance(size, int) else size[0])
+        self.mean: tuple[float, ...] = tuple(preprocess["mean"])
+        self.std: tuple[float, ...] = tuple(preprocess["std"])
+
+    @classmethod
+    def load(cls, source: ClipSource, device: str = "cpu") -> "Clip":
+        """Load by open_clip; raises ModelError with the source's name when that fails."""
+        source.check()
+        # open_clip logs every step of a load, and warns that local folders ignore `pretrained`.
+        logging.getLogger().setLevel(max(logging.WARNING, logging.getLogger().level))
+        try:
+            model = open_clip.create_model(
+                source.name,
+                pretrained=source.weights,
+                device=device,
+                require_pretrained=True,
+                weights_only=True,
+            )
+            tokenizer = open_clip.get_tokenizer(source.name)
+        except Exception as error:  # open_clip, hub client and torch raise many types
+            reason = (str(error).strip().splitlines() or [""])[0]
+            raise ModelError(
+                f"cannot load clip {source.name!r} with weights {source.weights!r}: "
+                f"{type(error).__name__}: {reason}"
+            ) from error
+        return cls(model, tokenizer, open_clip.get_model_preprocess_cfg(model))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    @torch.inference_mode()
+    def encode_text(self, prompts: Sequence[str]) -> NDArray[np.float32]:
+        """Return unit vectors (N, D) of the prompts."""
+        parts = []
+        for start in range(0, len(prompts), _PROMPTS_PER_PASS):
+            tokens = self._tokenizer(list(prompts[start : start + _PROMPTS_PER_PASS]))
+            parts.append(normalize(self.model.encode_text(tokens.to(self.device)).float(), dim=1))
+        vectors: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
+        return vectors
+
+    @torch.inference_mode()
+    def encode_crops(self, crops_N3SS: Tensor, batch: int) -> Tensor:
+        """Return unit vectors (N, D) of normalised crops, `batch` per forward pass."""
+        parts = [
+            normalize(self.model.encode_image(crops_N3SS[start : start + batch]).float(), dim=1)
+            for start in range(0, len(crops_N3SS), batch)
+        ]
+        return torch.cat(parts) if parts else crops_N3SS.new_zeros((0, 0))

@@ -1,0 +1,47 @@
+"""The paper's region classifier: every masked crop through CLIP (spec 2.4, 2.5)."""
+
+from collections.abc import Iterable
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from pipeline.models import ClassifierEntry, RegionEmbeds
+from pipeline.models.clip import Clip
+from pipeline.models.crops import CropSettings, crop_regions
+
+
+class CropClassifier:
+    """Crops of many images in one CLIP batch; only the crops are held, never the masks."""
+
+    def __init__(self, clip: Clip, settings: CropSettings, crop_batch: int) -> None:
+        self._clip = clip
+        self._settings = settings
+        self._crop_batch = crop_batch
+
+    @torch.inference_mode()
+    def embed(self, regions: Iterable[tuple[Tensor, Tensor]]) -> list[RegionEmbeds]:
+        """Return the CLIP vectors of every image's valid proposals."""
+        valid, crops = [], []
+        for image_3HW, mask_probs_QHW in regions:
+            cut = crop_regions(
+                image_3HW,
+                mask_probs_QHW,
+                self._settings,
+                side=self._clip.side,
+                mean=self._clip.mean,
+                std=self._clip.std,
+            )
+            valid.append(cut.valid_Q)
+            crops.append(cut.crops_V3SS)
+        if not crops:
+            return []
+        embeds_ND = self._clip.encode_crops(torch.cat(crops), self._crop_batch)
+        parts = torch.split(embeds_ND, [len(part) for part in crops])
+        return [RegionEmbeds(*pair) for pair in zip(valid, parts, strict=True)]
+
+
+CROPS: Final = ClassifierEntry(
+    summary="masked crops through CLIP (the paper's)",
+    load=CropClassifier,
+)

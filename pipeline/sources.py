@@ -1,0 +1,152 @@
+"""From a source (folder, glob, prefix, list) to the inventory: one row per image, no pixel read."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.storage import full_uri, hide_secrets, open_store, store_errors
+from schemas.annotation import INVENTORY, image_id
+from schemas.errors import SourceError
+
+LIST_SUFFIXES: Final = (".txt", ".parquet")
+_GLOB_CHARACTERS: Final = frozenset("*?[")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The images to annotate (INVENTORY, in order of uri) and how many files were passed over."""
+
+    images: pa.Table
+    ignored: int  # files without an image's extension, or with a name that is not text
+    repeated: int  # further occurrences of a uri in a list
+
+
+def take_inventory(source: str, extensions: Sequence[str]) -> Inventory:
+    """List the images of `source`: a folder or prefix, a glob, one file, or a list of URIs.
+
+    A `.txt` list holds one URI per line, a `.parquet` list has a column `uri` (and may have
+    `etag`). Extensions apply to folders and prefixes only. Raises SourceError when the source
+    cannot be listed or holds no image.
+    """
+    fs, path = open_store(source, SourceError)
+    with store_errors("read", source, SourceError):
+        if path.lower().endswith(LIST_SUFFIXES) and fs.isfile(path):
+            rows, ignored = _read_list(fs, path, source), 0
+        elif _GLOB_CHARACTERS & set(path) and not fs.exists(path):
+            rows, ignored = _rows(fs, fs.glob(path, detail=True).values())
+        elif fs.isfile(path):
+            rows, ignored = _rows(fs, [fs.info(path)])
+        else:
+            rows, ignored = _list_prefix(fs, path, source, extensions)
+    unique = {row["uri"]: row for row in rows}
+    if not unique:
+        hint = f"; {ignored} files have other extensions" if ignored else ""
+        raise SourceError(f"{hide_secrets(source)} holds no images{hint}")
+    ordered = [unique[uri] for uri in sorted(unique)]
+    table = pa.Table.from_pylist(ordered, schema=INVENTORY)
+    return Inventory(images=table, ignored=ignored, repeated=len(rows) - len(unique))
+
+
+_Row = dict[str, Any]
+
+
+def _list_prefix(
+    fs: fsspec.AbstractFileSystem, path: str, source: str, extensions: Sequence[str]
+) -> tuple[list[_Row], int]:
+    found = fs.find(path, detail=True)
+    if not found and not fs.exists(path):
+        raise SourceError(f"cannot read {hide_secrets(source)}: it does not exist")
+    wanted = {extension.lower().lstrip(".") for extension in extensions}
+    takes_all = "*" in wanted
+    infos = found.values()
+    chosen = [info for info in infos if takes_all or _extension(info["name"]) in wanted]
+    rows, unnamed = _rows(fs, chosen)
+    return rows, len(found) - len(chosen) + unnamed
+
+
+def _extension(path: str) -> str:
+    return PurePosixPath(path).suffix.lower().lstrip(".")
+
+
+def _rows(fs: fsspec.AbstractFileSystem, infos: Iterable[dict[str, Any]]) -> tuple[list[_Row], int]:
+    rows: list[_Row] = []
+    unnamed = 0
+    for info in infos:
+        if info.get("type") != "file":
+            continue
+        uri = full_uri(fs, info["name"])
+        if not _is_text(uri):
+            logger.warning("passed over a file whose name is not UTF-8: %r", uri)
+            unnamed += 1
+            continue
+        size = info.get("size")
+        rows.append(_row(uri, _etag(info), int(size) if size is not None else None))
+    return rows, unnamed
+
+
+def _row(uri: str, etag: str | None, size_bytes: int | None) -> _Row:
+    return {"image_id": image_id(uri), "uri": uri, "etag": etag, "size_bytes": size_bytes}
+
+
+def _is_text(uri: str) -> bool:
+    try:
+        uri.encode()
+    except UnicodeEncodeError:  # surrogates of a file name in another encoding
+        return False
+    return True
+
+
+def _etag(info: dict[str, Any]) -> str | None:
+    """Return the store's own word for a content: an ETag, or time and size of a local file."""
+    for key in ("ETag", "etag", "md5Hash"):
+        if info.get(key):
+            return str(info[key]).strip('"')
+    if "mtime" in info:
+        return f"{int(info['mtime'] * 1e6):x}-{info['size']:x}"
+    return None
+
+
+def _read_list(fs: fsspec.AbstractFileSystem, path: str, source: str) -> list[_Row]:
+    with fs.open(path, "rb") as file:
+        if path.lower().endswith(".parquet"):
+            return _parquet_rows(pq.read_table(file), source)
+        try:
+            lines = file.read().decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            raise SourceError(f"{hide_secrets(source)} is not UTF-8 text") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        entry = line.strip()
+        if entry and not entry.startswith("#"):
+            rows.append(_row(_checked_uri(entry, f"{source}, line {number}"), None, None))
+    return rows
+
+
+def _parquet_rows(table: pa.Table, source: str) -> list[_Row]:
+    if "uri" not in table.column_names:
+        raise SourceError(
+            f"{hide_secrets(source)} has no column `uri`; it has {', '.join(table.column_names)}"
+        )
+    uris = table["uri"].to_pylist()
+    etags = table["etag"].to_pylist() if "etag" in table.column_names else [None] * len(uris)
+    rows = []
+    for number, (uri, etag) in enumerate(zip(uris, etags, strict=True)):
+        if not isinstance(uri, str) or not uri:
+            raise SourceError(f"{hide_secrets(source)}, row {number}: uri is {uri!r}, not text")
+        rows.append(_row(_checked_uri(uri, f"{source}, row {number}"), etag, None))
+    return rows
+
+
+def _checked_uri(entry: str, where: str) -> str:
+    try:
+        return full_uri(*open_store(entry, SourceError))
+    except SourceError as error:
+        raise SourceError(f"{where}: {error}") from None
