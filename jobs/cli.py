@@ -1,0 +1,164 @@
+"""The `segmill` command: flags, environment and YAML from the settings model of each command.
+
+Exit codes: 0 done, 1 done but too many images were bad (or publication failed), 2 wrong settings.
+Nothing heavy is imported until a command is known, so that `segmill --help` is immediate.
+"""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Final, NoReturn
+
+ENV_PREFIX: Final = "SEGMILL_"
+
+
+@dataclass(frozen=True)
+class _Command:
+    """Where a command's settings and its function are, and what it prints."""
+
+    summary: str
+    config: str  # name in schemas.config
+    run: str  # module:function, Config -> result
+    show: str  # module:function, (result, console) -> exit code
+    positional: tuple[str, ...] = ()
+
+
+COMMANDS: Final[dict[str, _Command]] = {
+    "demo": _Command(
+        "everything, on synthetic scenes and the embedded models, with a report",
+        "DemoConfig", "jobs.demo:demo", "jobs.show:show_demo",
+    ),
+    "annotate": _Command(
+        "label a folder, bucket or list of images as a Parquet dataset",
+        "AnnotateConfig", "jobs.annotate:annotate", "jobs.show:show_annotate", ("source",),
+    ),
+    "evaluate": _Command(
+        "compare a dataset with label maps: seen, unseen and harmonic mean IoU",
+        "EvaluateConfig", "jobs.evaluate:evaluate", "jobs.show:show_evaluate", ("dataset",),
+    ),
+    "report": _Command(
+        "write one HTML page to look at a dataset",
+        "ReportConfig", "jobs.report:report", "jobs.show:show_report", ("dataset",),
+    ),
+    "models": _Command(
+        "list the proposers and classifiers",
+        "Config", "jobs.models:models", "jobs.show:show_models",
+    ),
+}  # fmt: skip
+
+
+class _UsageError(Exception):
+    """The command line itself is wrong; one line for the user."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        print(_overview())
+        return 0
+    if arguments[0] in {"-V", "--version"}:
+        from importlib.metadata import version
+
+        print(f"segmill {version('segmill')}")
+        return 0
+    name = arguments[0]
+    if name not in COMMANDS:
+        return _complain("segmill", f"there is no command {name!r}{_suggest(name, COMMANDS)}")
+    return _run(name, COMMANDS[name], arguments[1:])
+
+
+def _run(name: str, command: _Command, arguments: list[str]) -> int:
+    program = f"segmill {name}"
+    try:
+        config = _settings(program, command, arguments)
+    except _UsageError as error:
+        return _complain(program, str(error))
+    # Heavy imports start here: the settings are known to be well-formed.
+    from rich.console import Console
+
+    from jobs.progress import TerminalProgress
+    from schemas.errors import SegmillError, SettingsError
+
+    console = Console(stderr=True)
+    _quiet_libraries()
+    try:
+        job = _load(command.run)
+        result = job(config, TerminalProgress(console)) if _takes_progress(job) else job(config)
+    except SettingsError as error:
+        return _complain(program, str(error))
+    except SegmillError as error:
+        _complain(program, str(error))
+        return 1
+    except KeyboardInterrupt:
+        return _complain(program, "interrupted; nothing was published", code=130)
+    return int(_load(command.show)(result, console))
+
+
+def _settings(program: str, command: _Command, arguments: list[str]) -> Any:
+    """Return the command's settings from flags, environment, YAML file and defaults, in this order."""
+    from jobs.settings import BadSettingsError, read_settings
+
+    model = getattr(import_module("schemas.config"), command.config)
+    try:
+        return read_settings(program, model, command.positional, arguments)
+    except BadSettingsError as error:
+        raise _UsageError(str(error)) from None
+
+
+def _takes_progress(job: Callable[..., Any]) -> bool:
+    return "progress" in job.__code__.co_varnames[: job.__code__.co_argcount]
+
+
+def _load(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _quiet_libraries() -> None:
+    """Keep libraries from writing between the bars; our own errors say what went wrong."""
+    import logging
+    import warnings
+
+    level = os.environ.get(f"{ENV_PREFIX}LOG_LEVEL", "ERROR").upper()
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
+    warnings.simplefilter("ignore")
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: segmill COMMAND [settings]",
+            "",
+            "Zero-shot semantic segmentation of large image corpora into Parquet datasets.",
+            "",
+            *lines,
+            "",
+            "segmill COMMAND --help lists the settings of a command. Every setting may also come",
+            f"from the environment ({ENV_PREFIX}NAME) or from a YAML file (--config FILE).",
+        ]
+    )
+
+
+def _suggest(name: str, known: Sequence[str] | dict[str, Any]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+
+
+def _complain(program: str, problem: str, code: int = 2) -> int:
+    print(f"{program}: {' '.join(problem.split())}", file=sys.stderr)
+    return code
+
+
+def run() -> NoReturn:
+    """Entry point of the console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,145 @@
+"""Settings of one command from flags, environment, a YAML file and defaults, in this order."""
+
+import argparse
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliPositionalArg,
+    CliSettingsSource,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from jobs.cli import ENV_PREFIX
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class BadSettingsError(Exception):
+    """One line that names the setting, what was given, and what would have been right."""
+
+
+def read_settings(
+    program: str, model: type[Model], positional: Sequence[str], arguments: Sequence[str]
+) -> Model:
+    """Return the validated settings of a command.
+
+    `--config FILE` names a YAML mapping of settings. Raises BadSettingsError; `--help` prints and
+    raises SystemExit(0).
+    """
+    yaml_file, rest = _split_config(arguments)
+    from_file = _read_yaml(yaml_file) if yaml_file else {}
+    # What the file or the environment gives must not be demanded of the command line again.
+    given = {*from_file, *(key.removeprefix(ENV_PREFIX).lower() for key in os.environ)}
+    demanded = [name for name in positional if name not in given]
+    settings = _settings_class(model, demanded, from_file)
+    parser = _Parser(
+        prog=program,
+        description=model.__doc__,
+        epilog=f"Settings may also come from {ENV_PREFIX}NAME in the environment, or from a YAML "
+        "file named by --config; flags win over the environment, the environment over the file.",
+        known=[f"--{name.replace('_', '-')}" for name in model.model_fields],
+    )
+    try:
+        source = CliSettingsSource(  # type: ignore[var-annotated]
+            settings, root_parser=parser, cli_parse_args=rest, cli_prog_name=program,
+            cli_kebab_case=True, cli_implicit_flags=True, cli_avoid_json=True,
+            cli_hide_none_type=True,
+        )  # fmt: skip
+        values = settings(_cli_settings_source=source).model_dump()
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise BadSettingsError(_describe(error, model)) from None
+    except SettingsError as error:
+        raise BadSettingsError(str(error).splitlines()[0]) from None
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports one line instead of a usage block, and never takes an abbreviated flag."""
+
+    def __init__(self, *, known: Sequence[str] = (), **options: Any) -> None:
+        # `--ignore` silently meaning `--ignore-label` is how typos turn into wrong datasets.
+        super().__init__(allow_abbrev=False, **options)
+        self._known = known
+
+    def error(self, message: str) -> NoReturn:
+        flags = [word for word in message.split() if word.startswith("--")]
+        near = [
+            match
+            for flag in flags
+            for match in difflib.get_close_matches(flag.partition("=")[0], self._known, n=1)
+            if flag not in self._known
+        ]
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise BadSettingsError(f"{message}{hint}")
+
+
+def _split_config(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+    parser = _Parser(add_help=False)
+    parser.add_argument("--config", type=Path)
+    found, rest = parser.parse_known_args(list(arguments))
+    return found.config, rest
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise BadSettingsError(f"cannot read --config {path}: {reason}") from None
+    except yaml.YAMLError as error:
+        raise BadSettingsError(f"--config {path} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise BadSettingsError(f"--config {path} must hold a mapping of settings to values")
+    return {str(key).replace("-", "_"): value for key, value in content.items()}
+
+
+def _settings_class(
+    model: type[BaseModel], positional: Sequence[str], from_file: dict[str, Any]
+) -> type[BaseSettings]:
+    class Settings(BaseSettings):
+        """Sources in order of precedence; the flags' source is put before them."""
+
+        model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid")
+
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], *_: Any, **__: Any
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            """Read the environment first, then the YAML file."""
+            return EnvSettingsSource(settings_cls), InitSettingsSource(settings_cls, from_file)
+
+    fields: dict[str, Any] = {name: field.annotation for name, field in model.model_fields.items()}
+    marked: Any = CliPositionalArg  # an alias to be subscripted with a value, not with a type
+    fields |= {name: marked[fields[name]] for name in positional}
+    namespace = {"__annotations__": fields, "__module__": __name__, **model.model_fields}
+    return type(model.__name__, (Settings,), namespace)
+
+
+def _describe(error: ValidationError, model: type[BaseModel]) -> str:
+    """Return the first problem in one line, and how many more there are."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    flag = f"--{name.replace('_', '-')}"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] == "missing":
+        return f"{flag} is required: {model.model_fields[name].description}{more}"
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, list(model.model_fields), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"there is no setting {name!r}{hint}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if not name:
+        return f"{message}{more}"
+    return f"{flag} is {first['input']!r}: {message[0].lower()}{message[1:]}{more}"

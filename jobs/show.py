@@ -1,0 +1,127 @@
+"""What a command prints when it is done, and its exit code. Results go to stdout, talk to stderr."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from jobs.annotate import AnnotateResult
+    from jobs.demo import DemoResult
+    from jobs.evaluate import EvaluateResult
+    from jobs.models import ModelsResult
+    from jobs.report import ReportResult
+
+
+def show_annotate(result: "AnnotateResult", console: Console) -> int:
+    """Print the account of the run; 1 when too many images were bad."""
+    counts = result.counts
+    table = Table(title=f"version {result.version} of {result.output}", title_justify="left")
+    table.add_column("images", justify="right")
+    table.add_column("")
+    table.add_column("share", justify="right")
+
+    def add(number: int, what: str) -> None:
+        table.add_row(str(number), what, f"{number / counts.inventory:.1%}")
+
+    add(counts.inventory, "in the inventory")
+    add(counts.labelled, "labelled")
+    add(counts.quarantined, "quarantined")
+    for reason, number in counts.reasons.items():
+        add(number, f"  {reason}")
+    console.print(table)
+    if result.ignored:
+        console.print(f"{result.ignored} other files were passed over (see --extensions)")
+    if result.repeated:
+        console.print(f"{result.repeated} repeated entries of the list were taken once")
+    rate = counts.inventory / result.seconds
+    console.print(f"{result.seconds:.1f} s, {rate:.2f} images/s with start-up", highlight=False)
+    if result.too_many_bad:
+        console.print("too many images were quarantined (see --max-bad-fraction)", style="red")
+    _print_json(
+        {
+            "output": result.output,
+            "version": result.version,
+            "run_id": result.run_id,
+            "images": counts.inventory,
+            "labelled": counts.labelled,
+            "quarantined": counts.quarantined,
+            "seconds": round(result.seconds, 2),
+        }
+    )
+    return int(result.too_many_bad)
+
+
+def show_evaluate(result: "EvaluateResult", console: Console) -> int:
+    """Print the figures."""
+    table = Table(title=f"{result.images} images", title_justify="left")
+    table.add_column("metric")
+    table.add_column("", justify="right")
+    named = {
+        "seen mIoU": result.seen_miou,
+        "unseen mIoU": result.unseen_miou,
+        "hIoU": result.hiou,
+        "mIoU": result.miou,
+        "pixel accuracy": result.pixel_accuracy,
+    }
+    for name, value in named.items():
+        if value is not None:
+            table.add_row(name, f"{value:.3f}")
+    console.print(table)
+    _print_json(
+        {
+            "images": result.images,
+            "without_truth": result.without_truth,
+            "quarantined": result.quarantined,
+            "seen_miou": _rounded(result.seen_miou),
+            "unseen_miou": _rounded(result.unseen_miou),
+            "hiou": _rounded(result.hiou),
+            "miou": _rounded(result.miou),
+            "pixel_accuracy": _rounded(result.pixel_accuracy),
+        }
+    )
+    return 0
+
+
+def show_report(result: "ReportResult", console: Console) -> int:
+    """Print where the page is."""
+    console.print(f"open {result.output} in a browser", highlight=False)
+    return 0
+
+
+def show_demo(result: "DemoResult", console: Console) -> int:
+    """Print the figures of the demo."""
+    console.print(
+        f"seen mIoU {result.seen_miou:.3f}, unseen mIoU {result.unseen_miou:.3f}, "
+        f"hIoU {result.hiou:.3f}; open {result.report} in a browser",
+        highlight=False,
+    )
+    _print_json(
+        {
+            "images": result.images,
+            "seconds": round(result.seconds, 1),
+            "seen_miou": _rounded(result.seen_miou),
+            "unseen_miou": _rounded(result.unseen_miou),
+            "hiou": _rounded(result.hiou),
+            "report": str(result.report),
+        }
+    )
+    return 0
+
+
+def show_models(result: "ModelsResult", console: Console) -> int:
+    """Print names and summaries."""
+    for kind, entries in (("proposers", result.proposers), ("classifiers", result.classifiers)):
+        console.print(kind, style="bold")
+        for name, summary in entries.items():
+            console.print(f"  {name:<14}{summary}", highlight=False, markup=False)
+    return 0
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _print_json(values: dict[str, Any]) -> None:
+    print(json.dumps(values))
