@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline.dataset import read_manifest, read_rows
 from pipeline.metrics import Confusion, harmonic_iou
 from pipeline.segments import decode_label_map
+from pipeline.truth import Truths, read_label_map
 from schemas.annotation import LABELLED
 from schemas.config import EvaluateConfig
 from schemas.errors import SettingsError
@@ -32,13 +30,13 @@ class EvaluateResult:
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
-    """Compare every labelled image with the truth of the same file stem.
+    """Compare every labelled image with its truth: the PNG of the same file stem.
 
     Raises SettingsError when no image has a truth, when sizes differ, or when a truth holds an
     index outside the vocabulary.
     """
     manifest = read_manifest(config.dataset, config.version)
-    truths = find_truths(config.truth)
+    truths = Truths.find(config.truth)
     vocabulary = manifest.vocabulary
     total = Confusion.zero(len(vocabulary))
     images = without_truth = 0
@@ -47,7 +45,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         for row in table.to_pylist():
             if row["status"] != LABELLED:
                 continue
-            truth_path = truths.get(PurePosixPath(row["uri"]).stem)
+            truth_path = truths.of(row["uri"])
             if truth_path is None:
                 without_truth += 1
                 continue
@@ -65,22 +63,6 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         vocabulary.seen,
         (images, without_truth, manifest.counts.quarantined),
     )
-
-
-def find_truths(directory: str) -> dict[str, Path]:
-    """Return the PNG label maps of a directory by file stem; raises SettingsError without any."""
-    found = {path.stem: path for path in sorted(Path(directory).rglob("*.png"))}
-    if not found:
-        raise SettingsError(f"there are no PNG label maps in {directory}")
-    return found
-
-
-def read_label_map(path: Path) -> NDArray[np.int32]:
-    """Read a PNG of class indices (palette or grey); raises SettingsError for a colour image."""
-    with Image.open(path) as file:
-        if file.mode not in {"L", "P", "I", "I;16"}:
-            raise SettingsError(f"truth {path} is a {file.mode} image, not one of class indices")
-        return np.asarray(file).astype(np.int32)
 
 
 def _result(

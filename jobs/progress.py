@@ -7,9 +7,16 @@ from types import TracebackType
 from typing import Final, Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bars
-from rich.progress import ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
 _LINE_EVERY_S: Final = 15.0

@@ -1,6 +1,7 @@
-"""What a command prints when it is done, and its exit code. Results go to stdout, talk to stderr."""
+"""What a command prints when it is done, and its exit code: results on stdout, talk on stderr."""
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -120,7 +121,8 @@ def show_models(result: "ModelsResult", console: Console) -> int:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+    # nan, the mean over no class, has no place in JSON.
+    return None if value is None or math.isnan(value) else round(value, 4)
 
 
 def _print_json(values: dict[str, Any]) -> None:

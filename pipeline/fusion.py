@@ -8,6 +8,7 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from pipeline.resize import Size
 
@@ -93,11 +94,10 @@ def label_map(class_scores_QK: Tensor, mask_probs_QHW: Tensor, size: Size) -> La
         return LabelMap(classes, scores)
     per_row = width * (num_queries + class_scores_QK.shape[1])
     rows_per_tile = max(1, _TILE_FLOATS // per_row)
-    columns = _bilinear_taps(mask_probs_QHW.shape[2], width, device)
     rows = _bilinear_taps(mask_probs_QHW.shape[1], height, device)
     for top in range(0, height, rows_per_tile):
         tile = slice(top, min(top + rows_per_tile, height))
-        masks_QTW = _resize(mask_probs_QHW, [tap[tile] for tap in rows], columns)
+        masks_QTW = _resize_rows(mask_probs_QHW, [tap[tile] for tap in rows], width)
         summed_KTW = torch.einsum("qk,qtw->ktw", class_scores_QK, masks_QTW)
         best_TW, classes[tile] = summed_KTW.max(dim=0)
         scores[tile] = best_TW / masks_QTW.sum(dim=0).clamp_min(1e-12)
@@ -114,10 +114,11 @@ def _bilinear_taps(source: int, target: int, device: torch.device) -> list[Tenso
     return [lower, upper, centre - lower]
 
 
-def _resize(values_QHW: Tensor, rows: list[Tensor], columns: list[Tensor]) -> Tensor:
+def _resize_rows(values_QHW: Tensor, rows: list[Tensor], width: int) -> Tensor:
+    """Return some rows of the bilinearly resized maps, at the full target width."""
     top, bottom, down = rows
-    left, right, across = columns
-    strip = torch.lerp(values_QHW[:, top], values_QHW[:, bottom], down[None, :, None])
-    if values_QHW.shape[2] == len(left):
-        return strip
-    return torch.lerp(strip[:, :, left], strip[:, :, right], across)
+    strip_QTW = torch.lerp(values_QHW[:, top], values_QHW[:, bottom], down[None, :, None])
+    # The height stays, so this resizes along the width alone.
+    return interpolate(
+        strip_QTW[None], size=(len(top), width), mode="bilinear", align_corners=False
+    )[0]

@@ -24,7 +24,7 @@ from schemas.manifest import DataFile
 ROWS_PER_BLOCK: Final = 8
 # Declared so that Ray does not start more decodes than fit. It also keeps Ray from fusing the
 # decode tasks into the proposer's actors, where they would hold up the GPU.
-_DECODE_MEMORY: Final = 256 * 2**20
+_DECODE_MEMORY: Final = 768 * 2**20
 _POLL_S: Final = 0.5
 
 T = TypeVar("T")

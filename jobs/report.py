@@ -1,0 +1,208 @@
+"""`segmill report`: one self-contained HTML page to look at a dataset."""
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import pyarrow as pa
+from PIL import Image
+
+from jobs.evaluate import EvaluateResult, evaluate
+from pipeline.dataset import read_manifest, read_rows
+from pipeline.decode import BadImage, decode_image
+from pipeline.report import (
+    MAX_REFUSALS,
+    Card,
+    Figures,
+    Page,
+    Refusal,
+    make_card,
+    make_class_figures,
+    make_refusal,
+    write_page,
+)
+from pipeline.storage import describe, hide_secrets, open_store, store_errors
+from pipeline.truth import Truths, read_label_map
+from schemas.annotation import LABELLED, QUARANTINED
+from schemas.config import EvaluateConfig, ReportConfig, SourceSettings
+from schemas.errors import OutputError, SourceError
+from schemas.manifest import DataFile, Manifest
+from schemas.vocabulary import Vocabulary
+
+_CARD_COLUMNS = (
+    "uri", "bytes_sha256", "height", "width", "status", "coverage", "mean_score", "segments",
+)  # fmt: skip
+_BATCH_ROWS = 32
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    """Where the page is and what it shows."""
+
+    output: Path
+    images: int
+    unreadable: int  # images on the page whose file cannot be read any more
+    quarantined: int  # quarantined images that are listed
+
+
+@dataclass
+class _Cards:
+    """The cards of the page, made one by one while it is written; counts what it made."""
+
+    dataset: str
+    manifest: Manifest
+    chosen: Sequence[int]  # ranks among the labelled rows, ascending
+    truths: Truths | None
+    limits: SourceSettings
+    made: int = field(default=0, init=False)
+    unreadable: int = field(default=0, init=False)
+
+    def __iter__(self) -> Iterator[Card]:
+        wanted = set(self.chosen)
+        rank = 0
+        for part in self.manifest.images:
+            ranks = range(rank, rank + part.labelled)
+            rank += part.labelled
+            if wanted.isdisjoint(ranks):
+                continue  # unread: a large dataset has far more files than the page has images
+            labelled = _rows(self.dataset, self.manifest, part, LABELLED, _CARD_COLUMNS)
+            for index, row in zip(ranks, labelled, strict=False):
+                if index in wanted:
+                    yield self._card(row.to_pylist()[0], self.manifest.vocabulary)
+
+    def _card(self, row: Mapping[str, Any], vocabulary: Vocabulary) -> Card:
+        photo = _read_photo(row["uri"], row["bytes_sha256"], self.limits)
+        truth_path = self.truths.of(row["uri"]) if self.truths else None
+        truth_HW = read_label_map(truth_path) if truth_path else None
+        try:
+            card = make_card(row, vocabulary, photo, truth_HW)
+        except ValueError as error:
+            raise OutputError(f"labels of {hide_secrets(row['uri'])}: {error}") from None
+        self.made += 1
+        self.unreadable += card.photo is None
+        return card
+
+
+def report(config: ReportConfig) -> ReportResult:
+    """Write the page; with a truth, compare first and show the figures.
+
+    The images are spread evenly through the dataset. Raises SettingsError when the dataset or the
+    truth cannot be read, or the page cannot be written; a page that was there is then kept.
+    """
+    manifest = read_manifest(config.dataset, config.version)
+    with _whole_file(config.output) as file:
+        figures = truths = None
+        if config.truth is not None:
+            truths = Truths.find(config.truth)
+            figures = _figures(_compare(config, config.truth, manifest), manifest.vocabulary)
+        chosen = _spread(manifest.counts.labelled, config.max_images)
+        limits = _limits(manifest)
+        cards = _Cards(config.dataset, manifest, chosen, truths, limits)
+        page = Page(
+            dataset=hide_secrets(config.dataset),
+            manifest=manifest,
+            figures=figures,
+            num_cards=len(chosen),
+            has_truth=truths is not None,
+        )
+        write_page(file, page, cards, _refusals(config.dataset, manifest))
+    return ReportResult(
+        output=config.output,
+        images=cards.made,
+        unreadable=cards.unreadable,
+        quarantined=min(manifest.counts.quarantined, MAX_REFUSALS),
+    )
+
+
+def _compare(config: ReportConfig, truth: str, manifest: Manifest) -> EvaluateResult:
+    # The version is named: a run may publish another one while the page is made.
+    return evaluate(EvaluateConfig(dataset=config.dataset, truth=truth, version=manifest.version))
+
+
+def _figures(result: EvaluateResult, vocabulary: Vocabulary) -> Figures:
+    headline = {
+        "Seen mIoU": result.seen_miou,
+        "Unseen mIoU": result.unseen_miou,
+        "hIoU": result.hiou,
+        "mIoU": result.miou,
+        "Pixel accuracy": result.pixel_accuracy,
+    }
+    known = {name: value for name, value in headline.items() if value is not None}
+    return Figures(result.images, known, make_class_figures(vocabulary, result.class_iou))
+
+
+def _spread(total: int, wanted: int) -> list[int]:
+    """Return `wanted` of the numbers below `total` (all if there are fewer), evenly apart."""
+    count = min(total, wanted)
+    return [index * total // count for index in range(count)]
+
+
+def _rows(
+    dataset: str, manifest: Manifest, part: DataFile, status: str, columns: Sequence[str]
+) -> Iterator[pa.Table]:
+    """Yield the rows of one file that have `status`, each as a table, few at a time in memory."""
+    alone = manifest.model_copy(update={"images": (part,)})
+    with store_errors(f"read {part.path} of", dataset, OutputError):
+        for table in read_rows(dataset, alone, columns, _BATCH_ROWS):
+            for index, found in enumerate(table["status"].to_pylist()):
+                if found == status:
+                    yield table.slice(index, 1)
+
+
+def _refusals(dataset: str, manifest: Manifest) -> Iterator[Refusal]:
+    left = MAX_REFUSALS
+    for part in manifest.images:
+        if not part.quarantined:
+            continue
+        for row in _rows(dataset, manifest, part, QUARANTINED, ("uri", "status", "error")):
+            if not left:
+                return
+            left -= 1
+            yield make_refusal(row.to_pylist()[0])
+
+
+def _limits(manifest: Manifest) -> SourceSettings:
+    """Return the limits under which the run accepted its images."""
+    names = ("max_image_bytes", "max_image_pixels")
+    return SourceSettings(
+        **{name: manifest.config[name] for name in names if name in manifest.config}
+    )
+
+
+def _read_photo(uri: str, sha256: str | None, limits: SourceSettings) -> Image.Image | str:
+    """Return the image as it was labelled, or in words why it cannot be shown."""
+    try:
+        fs, path = open_store(uri, SourceError)
+        with store_errors("read", uri, SourceError):
+            size_bytes = fs.size(path)
+            if size_bytes is not None and size_bytes > limits.max_image_bytes:
+                return f"the file now has {size_bytes} bytes: it changed since it was labelled"
+            data = fs.cat_file(path)
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            return "the file changed since it was labelled"
+        return decode_image(data, limits.max_image_pixels).image
+    except (SourceError, BadImage) as error:
+        return str(error)
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[TextIO]:
+    """Open a draft that takes the place of `path` once it is complete, and vanishes otherwise."""
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a directory; name an .html file")
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.draft")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(draft, "x", encoding="utf-8", newline="\n") as file:
+            yield file
+        os.replace(draft, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {describe(error)}") from None
+    finally:
+        with suppress(OSError):
+            draft.unlink()

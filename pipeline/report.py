@@ -1,0 +1,310 @@
+"""What one HTML page shows of a dataset: cards with thumbnails, legends, figures; no file is read.
+
+Dimension key: H height, W width.
+"""
+
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isnan
+from pathlib import PurePosixPath
+from typing import Any, Final, TextIO
+from urllib.parse import urlsplit
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from pipeline.metrics import IGNORE_TRUTH, Confusion
+from pipeline.palette import class_colours, hexadecimal
+from pipeline.resize import Size
+from pipeline.segments import IGNORE, decode_label_map
+from pipeline.storage import hide_secrets
+from pipeline.thumbnails import LabelMap, Thumbnail, map_thumbnail, photo_thumbnail
+from schemas.manifest import Manifest
+from schemas.vocabulary import Vocabulary
+
+MAX_REFUSALS: Final = 200
+_NAMED_IN_ALT: Final = 6
+_SHORT_LEGEND: Final = 8
+_LONG_LEGEND: Final = 12  # up to this nothing is folded away
+_ABSENT: Final = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class LegendEntry:
+    """One class of one image; areas are shares of its pixels, None where it does not occur."""
+
+    name: str
+    colour: str | None  # None: pixels without a label
+    is_unseen: bool
+    area: float | None
+    truth_area: float | None
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Card:
+    """One labelled image of the page."""
+
+    name: str
+    uri: str
+    size: Size
+    photo: Thumbnail | None  # None: the file cannot be read any more, see note
+    labels: Thumbnail
+    truth: Thumbnail | None
+    note: str | None
+    legend: tuple[LegendEntry, ...]
+    coverage: float | None
+    mean_score: float | None
+    accuracy: float | None  # share of the truth's pixels with their true label
+
+    @property
+    def short_legend(self) -> tuple[LegendEntry, ...]:
+        """The entries that are always shown."""
+        return self.legend if len(self.legend) <= _LONG_LEGEND else self.legend[:_SHORT_LEGEND]
+
+    @property
+    def more_legend(self) -> tuple[LegendEntry, ...]:
+        """The entries that are shown on demand."""
+        return self.legend[len(self.short_legend) :]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One quarantined image."""
+
+    name: str
+    uri: str
+    stage: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class ClassFigure:
+    """IoU of one class that occurs in the truth."""
+
+    name: str
+    colour: str
+    is_unseen: bool
+    iou: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the comparison with the truth gave; fractions."""
+
+    images: int
+    headline: Mapping[str, float]
+    classes: tuple[ClassFigure, ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything above the cards."""
+
+    dataset: str
+    manifest: Manifest
+    figures: Figures | None
+    num_cards: int
+    has_truth: bool
+
+    @property
+    def max_refusals(self) -> int:
+        """How many quarantined images are listed at most."""
+        return MAX_REFUSALS
+
+    @property
+    def num_unseen(self) -> int | None:
+        """Number of unseen classes, None when the vocabulary has no flags."""
+        seen = self.manifest.vocabulary.seen
+        return None if seen is None else seen.count(False)
+
+    @property
+    def provenance(self) -> tuple[tuple[str, str], ...]:
+        """What decided the labels, as names and texts."""
+        manifest = self.manifest
+        software = " · ".join(f"{name} {number}" for name, number in manifest.software.items())
+        return (
+            ("run", manifest.run_id),
+            ("fingerprint", manifest.fingerprint),
+            *_described(manifest.models),
+            ("software", software),
+        )
+
+
+def make_card(
+    row: Mapping[str, Any],
+    vocabulary: Vocabulary,
+    photo: Image.Image | str,
+    truth_HW: LabelMap | None,
+) -> Card:
+    """Return the card of a labelled row; `photo` is the image, or why there is none.
+
+    Raises ValueError when segments overlap, or when the truth does not fit the labels.
+    """
+    size = (row["height"], row["width"])
+    predicted_HW = decode_label_map(row["segments"], size)
+    name, uri = shown_name(row["uri"]), shown_uri(row["uri"])
+    truth = accuracy = None
+    if truth_HW is not None:
+        accuracy = _accuracy(predicted_HW, truth_HW, len(vocabulary))
+        truth_HW = np.where(truth_HW == IGNORE_TRUTH, IGNORE, truth_HW).astype(np.int32)
+    legend = _legend(row["segments"], predicted_HW.size, vocabulary, truth_HW)
+    if truth_HW is not None:
+        truth = map_thumbnail(truth_HW, f"Truth of {name}: {_summary(legend, 'truth_area')}")
+    return Card(
+        name=name,
+        uri=uri,
+        size=size,
+        photo=photo_thumbnail(photo, f"Image {name}") if isinstance(photo, Image.Image) else None,
+        labels=map_thumbnail(predicted_HW, f"Labels of {name}: {_summary(legend, 'area')}"),
+        truth=truth,
+        note=photo if isinstance(photo, str) else None,
+        legend=legend,
+        coverage=row["coverage"],
+        mean_score=row["mean_score"],
+        accuracy=accuracy,
+    )
+
+
+def make_refusal(row: Mapping[str, Any]) -> Refusal:
+    """Return what the page says of a quarantined row."""
+    return Refusal(shown_name(row["uri"]), shown_uri(row["uri"]), **row["error"])
+
+
+def make_class_figures(
+    vocabulary: Vocabulary, class_iou: Mapping[str, float]
+) -> tuple[ClassFigure, ...]:
+    """Return the classes that occur in the truth, best IoU first."""
+    colours = class_colours(len(vocabulary))
+    figures = [
+        ClassFigure(name, hexadecimal(colours[index]), _is_unseen(vocabulary, index), iou)
+        for index, name in enumerate(vocabulary.names)
+        if (iou := class_iou.get(name)) is not None
+    ]
+    return tuple(sorted(figures, key=lambda figure: -figure.iou))
+
+
+def write_page(
+    file: TextIO, page: Page, cards: Iterable[Card], refusals: Iterable[Refusal]
+) -> None:
+    """Write the page to `file` card by card; both iterables may be lazy."""
+    environment = Environment(
+        loader=PackageLoader("pipeline", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, share=share)
+    # The policy of the page admits this one script, by its hash, and no other.
+    script = environment.get_template("report.js").render()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    stream = environment.get_template("report.html.j2").stream(
+        page=page,
+        manifest=page.manifest,
+        figures=page.figures,
+        cards=cards,
+        refusals=refusals,
+        script=Markup(script),  # our own file, no data in it
+        script_hash=f"sha256-{digest}",
+    )
+    stream.enable_buffering(64)
+    file.writelines(stream)
+
+
+def percent(value: float | None) -> str:
+    """Return a fraction in percent, a dash where there is none."""
+    return _ABSENT if value is None or isnan(value) else f"{value:.1%}"
+
+
+def share(value: float | None) -> str:
+    """Return a share of an image in whole percent; something is never 0 %."""
+    if value is None:
+        return _ABSENT
+    return "<1%" if 0 < value < 0.01 else f"{value:.0%}"
+
+
+def shown_uri(uri: str) -> str:
+    """Return a uri as it may be shown: without the query of a URL, where signatures travel."""
+    # In the name of a local file a question mark is only a question mark.
+    return uri if urlsplit(uri).scheme in ("", "file") else hide_secrets(uri)
+
+
+def shown_name(uri: str) -> str:
+    """Return the file name of a uri."""
+    return PurePosixPath(shown_uri(uri)).name or shown_uri(uri)
+
+
+def _legend(
+    segments: Sequence[Mapping[str, Any]],
+    pixels: int,
+    vocabulary: Vocabulary,
+    truth_HW: LabelMap | None,
+) -> tuple[LegendEntry, ...]:
+    """Return the classes of labels and truth, largest first, then the pixels without a label."""
+    found = {segment["class_index"]: segment for segment in segments}
+    truth_areas = {} if truth_HW is None else _areas(truth_HW)
+    indices = {*found, *truth_areas} - {IGNORE}
+    colours = class_colours(1 + max(indices, default=0))
+    entries = []
+    for index in indices:
+        segment = found.get(index)
+        entries.append(
+            LegendEntry(
+                name=segment["label"] if segment else vocabulary.names[index],
+                colour=hexadecimal(colours[index]),
+                is_unseen=_is_unseen(vocabulary, index),
+                area=segment["area"] / pixels if segment else None,
+                truth_area=truth_areas.get(index),
+                score=segment["score"] if segment else None,
+            )
+        )
+    entries.sort(key=lambda entry: (-(entry.area or 0), -(entry.truth_area or 0), entry.name))
+    unlabelled = 1 - sum(segment["area"] for segment in segments) / pixels
+    ignored = truth_areas.get(IGNORE)
+    if unlabelled > 0 or ignored:
+        entries.append(LegendEntry("no label", None, False, unlabelled or None, ignored, None))
+    return tuple(entries)
+
+
+def _accuracy(predicted_HW: LabelMap, truth_HW: LabelMap, num_classes: int) -> float | None:
+    accuracy = Confusion.of(predicted_HW, truth_HW, num_classes).pixel_accuracy()
+    return None if isnan(accuracy) else accuracy
+
+
+def _areas(label_map_HW: LabelMap) -> dict[int, float]:
+    indices, counts = np.unique(label_map_HW, return_counts=True)
+    return {
+        int(index): int(count) / label_map_HW.size
+        for index, count in zip(indices, counts, strict=True)
+    }
+
+
+def _is_unseen(vocabulary: Vocabulary, index: int) -> bool:
+    return vocabulary.seen is not None and index < len(vocabulary) and not vocabulary.seen[index]
+
+
+def _summary(legend: Sequence[LegendEntry], area: str) -> str:
+    """Return the largest classes in words, for those who do not see the colours."""
+    shown = [entry for entry in legend if getattr(entry, area)]
+    shown.sort(key=lambda entry: -getattr(entry, area))
+    words = [f"{entry.name} {share(getattr(entry, area))}" for entry in shown[:_NAMED_IN_ALT]]
+    if len(shown) > _NAMED_IN_ALT:
+        words.append(f"{len(shown) - _NAMED_IN_ALT} more")
+    return ", ".join(words) or "nothing"
+
+
+def _described(models: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what decided the labels, without the vocabulary, of which the page has the classes."""
+    described = []
+    for name, value in models.items():
+        if value is None or name == "vocabulary":
+            continue
+        text = " · ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        described.append((name.replace("_", " "), text))
+    return described

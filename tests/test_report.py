@@ -1,0 +1,340 @@
+"""The report page: what it shows, that data stays text, that it needs nothing from elsewhere."""
+
+import base64
+import hashlib
+import re
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.report import report
+from pipeline.dataset import publish, write_part
+from pipeline.palette import class_colours, hexadecimal
+from pipeline.segments import encode_segments
+from schemas.annotation import ANNOTATED, LABELLED, QUARANTINED, image_id, table_from_rows
+from schemas.config import ReportConfig
+from schemas.errors import SettingsError
+from schemas.manifest import Counts, Manifest
+from schemas.vocabulary import Vocabulary, VocabularyClass
+from tests.helpers import draw_classes
+
+HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{{ 7*7 }}&amp;")
+PICTURE = draw_classes("0011.", "0011.", "2211.", "2211.")
+VOID_TAGS = {"meta", "link", "img", "input"}
+
+
+class Page(HTMLParser):
+    """A page as a browser takes it: elements with their attributes, and its text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.elements, self.words, self.open = [], [], []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID_TAGS:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in {"script", "style"}:
+            self.words.append(data)
+
+    def all(self, tag, **wanted):
+        found = [attributes for name, attributes in self.elements if name == tag]
+        return [one for one in found if wanted.items() <= {k: one.get(k) for k in wanted}.items()]
+
+
+def labelled_row(path, names, label_map=PICTURE, score=0.75):
+    """Write a picture of the label map's size and return its row."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", label_map.shape[::-1], (10, 200, 30)).save(path, "png")
+    scores = np.full(label_map.shape, score, dtype=np.float32)
+    return {
+        **identity(f"file://{path}"),
+        "bytes_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "height": label_map.shape[0],
+        "width": label_map.shape[1],
+        "status": LABELLED,
+        "n_proposals": 3,
+        "coverage": float((label_map >= 0).mean()),
+        "mean_score": score,
+        "segments": encode_segments(
+            np.maximum(label_map, 0), np.where(label_map < 0, 0, scores), names, 0.0
+        ),
+    }
+
+
+def quarantined_row(uri, stage="decode", code="corrupt", message="truncated"):
+    error = {"stage": stage, "code": code, "message": message}
+    return {
+        **identity(uri),
+        "status": QUARANTINED,
+        "error": error,
+        "n_proposals": 0,
+        "segments": [],
+    }
+
+
+def identity(uri):
+    return {"image_id": image_id(uri), "uri": uri, "fingerprint": "f" * 64, "run_id": "run"}
+
+
+def write_dataset(directory, files, vocabulary):
+    """Publish a version with the given rows per file and return the dataset's path."""
+    parts = [
+        write_part(str(directory), "run", number, table_from_rows(rows, ANNOTATED))
+        for number, rows in enumerate(files)
+    ]
+    labelled, quarantined = (sum(getattr(p, n) for p in parts) for n in (LABELLED, QUARANTINED))
+    reasons = {reason: number for part in parts for reason, number in part.reasons.items()}
+    publish(
+        str(directory),
+        Manifest(
+            version=1,
+            created=datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC),
+            run_id="20240506T070809Z-abcdef",
+            fingerprint="f" * 64,
+            source="some/photos",
+            vocabulary=vocabulary,
+            counts=Counts(
+                inventory=labelled + quarantined,
+                labelled=labelled,
+                quarantined=quarantined,
+                reasons=reasons,
+            ),
+            images=tuple(parts),
+            config={"max_image_pixels": 10_000},
+            models={"proposer": "maskformer", "ensemble_weight": 0.8, "templates": ["a {}."]},
+            software={"torch": "2.0"},
+        ),
+    )
+    return str(directory)
+
+
+def page_of(tmp_path, dataset, **settings):
+    result = report(ReportConfig(dataset=dataset, output=tmp_path / "page.html", **settings))
+    return result, Page(result.output)
+
+
+def pixels(image):
+    data = base64.b64decode(image["src"].partition(",")[2])
+    return np.asarray(Image.open(BytesIO(data)))
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Two labelled images and a quarantined one, one class of three unseen."""
+    classes = [("sky", True), ("tree", True), ("zebra", False)]
+    vocabulary = Vocabulary(classes=tuple(VocabularyClass(name=n, seen=s) for n, s in classes))
+    rows = [labelled_row(tmp_path / "photos" / f"{i}.png", vocabulary.names) for i in "ab"]
+    rows.append(quarantined_row("s3://bucket/broken.jpg"))
+    return write_dataset(tmp_path / "labels", [rows], vocabulary)
+
+
+def test_page_names_images_classes_and_provenance(tmp_path, small):
+    result, page = page_of(tmp_path, small)
+    assert (result.images, result.unreadable, result.quarantined) == (2, 0, 1)
+    for words in ("a.png", "b.png", "Version 1", "20240506T070809Z-abcdef", "some/photos"):
+        assert words in page.text
+    for words in ("2 of 3", "1 decode/corrupt", "1 unseen", "ensemble weight 0.8", "a {}."):
+        assert words in page.text
+    assert "broken.jpg decode corrupt truncated" in page.text
+    assert page.open == []
+
+
+def test_legend_gives_share_and_score_and_marks_unseen_classes(tmp_path, small):
+    _, page = page_of(tmp_path, small)
+    assert "tree 40% 0.75 sky 20% 0.75 zebra unseen 20% 0.75 no label 20%" in page.text
+
+
+def test_label_map_has_the_colours_of_the_legend_and_is_clear_without_label(tmp_path, small):
+    _, page = page_of(tmp_path, small)
+    maps = page.all("img", **{"class": "map"})
+    label_map = pixels(next(one for one in maps if one["alt"].startswith("Labels of a.png")))
+    assert label_map.shape == (4, 5, 4)
+    assert label_map[:, 4].tolist() == [[0, 0, 0, 0]] * 4
+    sky, tree, _ = class_colours(3)
+    assert tuple(label_map[0, 0]) == (*sky, 255)
+    assert tuple(label_map[0, 2]) == (*tree, 255)
+    assert f"background:{hexadecimal(sky)}" in page.source
+
+
+def test_every_image_has_its_words(tmp_path, small):
+    _, page = page_of(tmp_path, small)
+    photos, maps = page.all("img", **{"class": "photo"}), page.all("img", **{"class": "map"})
+    assert sorted(photo["alt"] for photo in photos) == ["Image a.png", "Image b.png"]
+    assert all("tree 40%" in label_map["alt"] for label_map in maps)
+
+
+def test_page_needs_nothing_from_elsewhere(tmp_path, small):
+    _, page = page_of(tmp_path, small)
+    for _, attributes in page.elements:
+        values = {name: value or "" for name, value in attributes.items() if name != "title"}
+        assert not [value for value in values.values() if "//" in value.partition("base64,")[0]]
+        assert all(values.get(name, "data:").startswith("data:") for name in ("src", "href"))
+    style, script = (
+        re.search(f"<{tag}>(.*?)</{tag}>", page.source, re.S)[1] for tag in ("style", "script")
+    )
+    assert not re.search(r"url\(|@import", style)
+    assert not re.search(r"fetch|import|XMLHttp|innerHTML|https?:", script)
+    policy = page.all("meta", **{"http-equiv": "Content-Security-Policy"})[0]["content"]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert "default-src 'none'; img-src data:" in policy and f"'sha256-{digest}'" in policy
+
+
+def test_hostile_names_stay_text(tmp_path):
+    vocabulary = Vocabulary.of(HOSTILE)
+    rows = [
+        labelled_row(tmp_path / "photos" / f"{number}{name.replace('/', '')}.png", HOSTILE)
+        for number, name in enumerate(HOSTILE)
+    ]
+    rows += [
+        quarantined_row(f"s3://bucket/{name}", stage=name, code=name, message=name)
+        for name in HOSTILE
+    ]
+    dataset = write_dataset(tmp_path / "labels", [rows], vocabulary)
+    truth = tmp_path / "truth"
+    truth.mkdir()
+    for row in rows[:3]:
+        stem = row["uri"].rpartition("/")[2].removesuffix(".png")
+        Image.fromarray(np.zeros(PICTURE.shape, np.uint8)).save(truth / f"{stem}.png")
+    _, page = page_of(tmp_path, dataset, truth=str(truth))
+    assert len(page.all("script")) == 1
+    assert not any("onerror" in attributes for _, attributes in page.elements)
+    assert all(image["src"].startswith("data:") for image in page.all("img"))
+    assert all(name in page.text for name in HOSTILE)
+    assert page.open == []
+
+
+def test_image_that_is_gone_or_changed_gets_a_note(tmp_path, small):
+    (tmp_path / "photos" / "a.png").unlink()
+    Image.new("RGB", (5, 4)).save(tmp_path / "photos" / "b.png")
+    result, page = page_of(tmp_path, small)
+    assert (result.images, result.unreadable) == (2, 2)
+    assert "a.png: it does not exist" in page.text
+    assert "the file changed since it was labelled" in page.text
+    assert page.text.count("not available") == 2
+    assert len(page.all("img", **{"class": "map"})) == 2
+
+
+def test_truth_brings_a_column_figures_and_missed_classes(tmp_path, small):
+    truth = np.where(PICTURE == 2, 0, PICTURE)  # no zebra in it; 255 is ignored
+    (tmp_path / "truth").mkdir()
+    Image.fromarray(np.where(truth < 0, 255, truth).astype(np.uint8)).save(tmp_path / "truth/a.png")
+    _, page = page_of(tmp_path, small, truth=str(tmp_path / "truth"))
+    # sky 4 of 8, tree 8 of 8, zebra predicted but absent: 0
+    for words in (
+        "Seen mIoU 75.0%",
+        "Unseen mIoU 0.0%",
+        "hIoU 0.0%",
+        "mIoU 50.0%",
+        "accuracy 75.0%",
+    ):
+        assert words in page.text
+    assert "tree 100.0% sky 50.0%" in page.text
+    absent = "\N{EN DASH}"
+    assert f"tree 40% 40% 0.75 sky 20% 40% 0.75 zebra unseen 20% {absent} 0.75" in page.text
+    assert f"no label 20% 20% {absent}" in page.text
+    assert page.text.count("no truth") == 1
+    assert len([image for image in page.all("img") if image["alt"].startswith("Truth of a")]) == 1
+
+
+def test_images_are_spread_evenly_over_all_files(tmp_path):
+    names = [f"{number:02}.png" for number in range(12)]
+    files = [
+        [labelled_row(tmp_path / "photos" / name, ["x"], np.zeros((2, 3), int)) for name in part]
+        for part in (names[:5], names[5:6], names[6:])
+    ]
+    dataset = write_dataset(tmp_path / "labels", files, Vocabulary.of(["x"]))
+    result, page = page_of(tmp_path, dataset, max_images=4)
+    in_order = [
+        row["uri"].rpartition("/")[2]
+        for part in files
+        for row in sorted(part, key=lambda row: row["image_id"])
+    ]
+    shown = [card["data-name"] for card in page.all("article")]
+    assert result.images == 4
+    assert shown == in_order[::3]
+    assert "4 of 12 labelled, spread evenly" in page.text
+
+
+def test_files_without_a_chosen_image_are_not_read(tmp_path):
+    rows = [
+        labelled_row(tmp_path / "photos" / f"{i}.png", ["x"], np.zeros((2, 3), int)) for i in "ab"
+    ]
+    dataset = write_dataset(tmp_path / "labels", [rows[:1], rows[1:]], Vocabulary.of(["x"]))
+    (tmp_path / "labels/images/run=run/part-000001.parquet").unlink()
+    result, _ = page_of(tmp_path, dataset, max_images=1)
+    assert result.images == 1
+
+
+def test_large_images_become_small_thumbnails(tmp_path):
+    row = labelled_row(tmp_path / "photos" / "wide.png", ["x"], np.zeros((40, 1000), int))
+    dataset = write_dataset(tmp_path / "labels", [[row]], Vocabulary.of(["x"]))
+    page_images = page_of(tmp_path, dataset)[1].all("img")
+    assert {pixels(image).shape[:2] for image in page_images} == {(10, 256)}
+
+
+def test_dataset_of_quarantined_images_only_makes_a_page(tmp_path):
+    rows = [quarantined_row(f"s3://bucket/{number}.jpg") for number in range(250)]
+    dataset = write_dataset(tmp_path / "labels", [rows], Vocabulary.of(["x"]))
+    result, page = page_of(tmp_path, dataset)
+    assert (result.images, result.quarantined) == (0, 200)
+    assert "No image was labelled." in page.text and "The first 200 are listed" in page.text
+    assert len(page.all("td", **{"class": "message"})) == 200
+
+
+def test_signed_urls_lose_their_signature(tmp_path):
+    rows = [quarantined_row("s3://bucket/a.jpg?signature=secret")]
+    dataset = write_dataset(tmp_path / "labels", [rows], Vocabulary.of(["x"]))
+    assert "secret" not in page_of(tmp_path, dataset)[1].source
+
+
+@pytest.mark.parametrize(
+    "settings, problem",
+    [
+        ({"dataset": "nowhere"}, "holds no published dataset"),
+        ({"version": 7}, "version 7"),
+        ({"truth": "nowhere"}, "no PNG label maps in nowhere"),
+        ({"output": "."}, "it is a directory"),
+        ({"output": "photos/a.png/page.html"}, "cannot write"),
+    ],
+    ids=["no dataset", "no such version", "no truth", "directory as output", "file as directory"],
+)
+def test_wrong_settings_are_one_clear_error(tmp_path, small, monkeypatch, settings, problem):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=problem):
+        report(ReportConfig(**{"dataset": small, "output": "page.html", **settings}))
+
+
+def test_failed_report_keeps_the_page_that_was_there(tmp_path, small):
+    (tmp_path / "page.html").write_text("earlier")
+    (tmp_path / "labels/images/run=run/part-000000.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(SettingsError, match=r"cannot read images/run=run/part-000000\.parquet"):
+        page_of(tmp_path, small)
+    assert (tmp_path / "page.html").read_text() == "earlier"
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".draft")] == []
+
+
+def test_truth_that_is_no_png_is_named(tmp_path, small):
+    (tmp_path / "truth").mkdir()
+    (tmp_path / "truth/a.png").write_text("not a picture")
+    with pytest.raises(SettingsError, match="truth"):
+        page_of(tmp_path, small, truth=str(tmp_path / "truth"))
+
+
+def test_colours_do_not_depend_on_how_many_there_are():
+    assert class_colours(200)[:5] == class_colours(5)
+    assert len(set(class_colours(300))) == 300
+    assert len(class_colours(5000)) == 5000
+    assert class_colours(0) == ()
