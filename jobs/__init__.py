@@ -1,1 +1,1 @@
-"""The commands: one function `Config -> result` each, the only place where parts are put together."""
+"""The commands: one function `Config -> result` each; here alone parts are put together."""

@@ -99,7 +99,7 @@ def _run(name: str, command: _Command, arguments: list[str]) -> int:
 
 
 def _settings(program: str, command: _Command, arguments: list[str]) -> Any:
-    """Return the command's settings from flags, environment, YAML file and defaults, in this order."""
+    """Return settings from flags, environment, YAML file and defaults, in this order."""
     from jobs.settings import BadSettingsError, read_settings
 
     model = getattr(import_module("schemas.config"), command.config)

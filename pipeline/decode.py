@@ -4,6 +4,8 @@ Dimension key: H height, W width.
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Final
@@ -25,7 +27,7 @@ _UPRIGHT: Final = {
 }
 
 
-class BadImage(Exception):  # noqa: N818 - a verdict on a file, caught at the per-image boundary
+class BadImage(Exception):  # a verdict on a file, caught at the per-image boundary
     """One file cannot be annotated: `code` is a word to group by, the message says why."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -50,7 +52,7 @@ def decode_image(data: bytes, max_pixels: int) -> Decoded:
     if not data:
         raise BadImage("empty_file", "the file has no bytes")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _pillow_limit(max_pixels):
             warnings.simplefilter("ignore")
             return _decode(data, max_pixels)
     except BadImage:
@@ -68,9 +70,18 @@ def decode_image(data: bytes, max_pixels: int) -> Decoded:
         ) from None
 
 
-def _decode(data: bytes, max_pixels: int) -> Decoded:
-    # Pillow refuses at twice this number while opening; the exact limit is checked below.
+@contextmanager
+def _pillow_limit(max_pixels: int) -> Iterator[None]:
+    # Pillow refuses at twice this number while opening; `_decode` checks the exact limit.
+    previous = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = max_pixels
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = previous
+
+
+def _decode(data: bytes, max_pixels: int) -> Decoded:
     with Image.open(BytesIO(data)) as file:
         width, height = file.size
         if width * height > max_pixels:
@@ -79,9 +90,11 @@ def _decode(data: bytes, max_pixels: int) -> Decoded:
             raise BadImage("no_pixels", f"the image is {height} x {width} pixels")
         orientation = _orientation(file)
         file.load()
+        # Pillow brings a TIFF upright while it loads, and then takes the tag away.
+        still_to_turn = _orientation(file)
         image = _to_rgb(file)
-    if orientation in _UPRIGHT:
-        image = image.transpose(_UPRIGHT[orientation])
+    if still_to_turn in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[still_to_turn])
     return Decoded(image, orientation)
 
 
@@ -95,16 +108,18 @@ def _orientation(file: Image.Image) -> int:
 
 def _to_rgb(file: Image.Image) -> Image.Image:
     if file.mode.startswith("I") or file.mode == "F":
-        return Image.fromarray(_to_8_bits(np.asarray(file))).convert("RGB")
+        return Image.fromarray(_to_8_bits(np.asarray(file), file.mode)).convert("RGB")
     return file.convert("RGB")
 
 
-def _to_8_bits(values_HW: NDArray[np.generic]) -> NDArray[np.uint8]:
+def _to_8_bits(values_HW: NDArray[np.generic], mode: str) -> NDArray[np.uint8]:
     # Pillow's own conversion of these modes clips at 255, which turns most images white.
     values = np.nan_to_num(values_HW.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     peak = float(values.max(initial=0.0))
-    if np.issubdtype(values_HW.dtype, np.floating):
+    if mode.startswith("I;16"):
+        full_scale = 65535.0
+    elif mode == "F":
         full_scale = 1.0 if peak <= 1.0 else peak
-    else:
+    else:  # 32-bit integers are mostly a container for fewer bits
         full_scale = 255.0 if peak <= 255 else 65535.0 if peak <= 65535 else peak
     return np.clip(values / full_scale * 255.0 + 0.5, 0, 255).astype(np.uint8)

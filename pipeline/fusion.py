@@ -20,7 +20,7 @@ _TILE_FLOATS: Final = 32 * 2**20
 
 
 def query_probs(query_embeds_QD: Tensor, text_KD: Tensor, void_logits_Q: Tensor) -> Tensor:
-    """Return P (Q, K): softmax over K classes and "no object", its column dropped, not renormalised.
+    """Return P (Q, K): softmax over K classes and "no object", that column dropped as it is.
 
     Both embeddings are of unit length; `void_logits_Q` is the scaled cosine with the proposer's
     own no-object vector, so that it does not depend on the vocabulary.

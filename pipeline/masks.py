@@ -5,7 +5,6 @@ Dimension key: Q proposals, h w low-resolution grid over the padded image, H W i
 
 from typing import Any, Final, Literal
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -15,18 +14,19 @@ from pipeline.resize import Size
 
 Precision = Literal["float32", "float16", "uint8"]
 
-# uint8 covers logits in [-8, 8] in 255 steps: sigmoid is within 0.0004 of 0 and 1 at the ends,
-# and no code stands for 0, so no pixel moves onto a threshold of one half.
+# uint8 covers logits in [-8, 8]: sigmoid is within 0.0004 of 0 and 1 at the ends. Every
+# logit keeps its sign (128 is exactly 0), so that no cell crosses a threshold of one half.
 _LOGIT_RANGE: Final = 8.0
-_STEPS_PER_LOGIT: Final = 255 / (2 * _LOGIT_RANGE)
+_STEPS_PER_LOGIT: Final = 127 / _LOGIT_RANGE
+_ZERO_CODE: Final = 128
 
 
 def pack_logits(mask_logits_Qhw: Tensor, precision: Precision) -> NDArray[Any]:
     """Return mask logits as an array of `precision`; uint8 clips them to [-8, 8]."""
     logits = mask_logits_Qhw.detach().float().cpu()
     if precision == "uint8":
-        codes = (logits.clamp(-_LOGIT_RANGE, _LOGIT_RANGE) + _LOGIT_RANGE) * _STEPS_PER_LOGIT
-        return codes.round().to(torch.uint8).numpy()
+        steps = (logits.abs().clamp_max(_LOGIT_RANGE) * _STEPS_PER_LOGIT).round().clamp_min(1)
+        return (logits.sign() * steps + _ZERO_CODE).to(torch.uint8).numpy()
     return logits.numpy().astype(precision)
 
 
@@ -34,7 +34,7 @@ def unpack_logits(packed_Qhw: NDArray[Any], device: torch.device | str = "cpu") 
     """Return float32 mask logits from what `pack_logits` returned."""
     packed = torch.from_numpy(packed_Qhw).to(device)
     if packed.dtype == torch.uint8:
-        return packed.float() / _STEPS_PER_LOGIT - _LOGIT_RANGE
+        return (packed.float() - _ZERO_CODE) / _STEPS_PER_LOGIT
     return packed.float()
 
 

@@ -15,7 +15,7 @@ IGNORE_TRUTH = 255
 
 @dataclass(frozen=True, eq=False)
 class Confusion:
-    """Pixel counts (K + 1, K): rows predicted (last: no label), columns truth; ignored truth left out."""
+    """Pixel counts (K + 1, K): rows predicted (the last: no label), columns truth."""
 
     counts: NDArray[np.int64]
 

@@ -8,7 +8,7 @@ Size = tuple[int, int]
 
 
 def resized_size(size: Size, short_edge: int, long_edge: int) -> Size:
-    """Return the size after scaling the shorter side to `short_edge`, the longer at most `long_edge`.
+    """Return the size with the shorter side at `short_edge`, the longer at most at `long_edge`.
 
     Rounds half up, as detectron2 does; a side never falls below one pixel, where detectron2 fails.
     """

@@ -4,7 +4,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
@@ -229,10 +229,9 @@ class _Counter:
 def _poll(counter: Any, on_progress: ProgressCallback, stop: threading.Event) -> None:
     while True:
         stopped = stop.wait(_POLL_S)
-        try:
+        # Progress is a courtesy: never end a run for it.
+        with suppress(ray.exceptions.RayError):
             on_progress(ray.get(counter.read.remote(), timeout=10))
-        except ray.exceptions.RayError:  # progress is a courtesy: never end a run for it
-            pass
         if stopped:
             return
 

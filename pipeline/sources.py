@@ -25,7 +25,7 @@ class Inventory:
     """The images to annotate (INVENTORY, in order of uri) and how many files were passed over."""
 
     images: pa.Table
-    ignored: int  # files without an image's extension, or with a name that is not text
+    ignored: int  # files without an image's extension, broken links, names that are not text
     repeated: int  # further occurrences of a uri in a list
 
 
@@ -68,8 +68,8 @@ def _list_prefix(
     takes_all = "*" in wanted
     infos = found.values()
     chosen = [info for info in infos if takes_all or _extension(info["name"]) in wanted]
-    rows, unnamed = _rows(fs, chosen)
-    return rows, len(found) - len(chosen) + unnamed
+    rows, unusable = _rows(fs, chosen)
+    return rows, len(found) - len(chosen) + unusable
 
 
 def _extension(path: str) -> str:
@@ -78,18 +78,25 @@ def _extension(path: str) -> str:
 
 def _rows(fs: fsspec.AbstractFileSystem, infos: Iterable[dict[str, Any]]) -> tuple[list[_Row], int]:
     rows: list[_Row] = []
-    unnamed = 0
-    for info in infos:
+    unusable = 0
+    for listed in infos:
+        uri = full_uri(fs, listed["name"])
+        try:
+            # A listing describes a link itself; asking for its path gives the file behind it.
+            info = fs.info(listed["name"]) if listed.get("islink") else listed
+        except OSError:  # it leads nowhere, in a circle, or where we may not look
+            logger.warning("passed over a broken link: %r", uri)
+            unusable += 1
+            continue
         if info.get("type") != "file":
             continue
-        uri = full_uri(fs, info["name"])
         if not _is_text(uri):
             logger.warning("passed over a file whose name is not UTF-8: %r", uri)
-            unnamed += 1
+            unusable += 1
             continue
         size = info.get("size")
         rows.append(_row(uri, _etag(info), int(size) if size is not None else None))
-    return rows, unnamed
+    return rows, unusable
 
 
 def _row(uri: str, etag: str | None, size_bytes: int | None) -> _Row:
@@ -141,6 +148,8 @@ def _parquet_rows(table: pa.Table, source: str) -> list[_Row]:
     for number, (uri, etag) in enumerate(zip(uris, etags, strict=True)):
         if not isinstance(uri, str) or not uri:
             raise SourceError(f"{hide_secrets(source)}, row {number}: uri is {uri!r}, not text")
+        if not isinstance(etag, str | None):
+            raise SourceError(f"{hide_secrets(source)}, row {number}: etag is {etag!r}, not text")
         rows.append(_row(_checked_uri(uri, f"{source}, row {number}"), etag, None))
     return rows
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -10,10 +11,16 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.core import split_protocol
 
-from schemas.errors import SettingsError
+from schemas.errors import SegmillError, SettingsError
 
 # Other schemes of fsspec would work but were not tried; http(s) waits for address checks.
 SCHEMES: Final = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "memory")
+
+_USER_INFO: Final = re.compile(r"(\b[\w+.-]+://)[^\s/@]+@")
+# A name that holds a question mark is a name; these parameters are what signed URLs carry.
+_SIGNED_QUERY: Final = re.compile(
+    r"(://[^\s?]+)\?[^\s'\"#]*(?:signature|token|credential|sig|secret|key)[^\s=]*=[^\s'\"#]*", re.I
+)
 
 logger = logging.getLogger(__name__)
 
@@ -50,16 +57,9 @@ def full_uri(fs: fsspec.AbstractFileSystem, path: str) -> str:
     return str(fs.unstrip_protocol(path))
 
 
-def hide_secrets(url: str) -> str:
-    """Return `url` without user information and without its query, where signatures travel."""
-    try:
-        parts = urlsplit(url)
-        host = parts.netloc.rpartition("@")[2]
-    except ValueError:
-        return "<unreadable URL>"
-    if not parts.query and host == parts.netloc:
-        return url
-    return parts._replace(netloc=host, query="").geturl()
+def hide_secrets(text: str) -> str:
+    """Return `text` with every URL in it bared of user information and of a signed query."""
+    return _SIGNED_QUERY.sub(r"\1", _USER_INFO.sub(r"\1", text))
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def store_errors(action: str, url: str, error: type[SettingsError]) -> Iterator[
     """Turn whatever a store raises inside the block into one line of type `error`."""
     try:
         yield
-    except SettingsError:
+    except SegmillError:
         raise
     except Exception as cause:
         logger.debug("%s %s failed", action, hide_secrets(url), exc_info=True)

@@ -1,6 +1,6 @@
 """The Arrow schema of every arrow in the pipeline, one row per image from inventory to disk.
 
-INVENTORY -> fetch + decode -> DECODED -> propose -> PROPOSED -> classify -> ANNOTATED (what is written).
+INVENTORY -> fetch + decode -> DECODED -> propose -> PROPOSED -> classify -> ANNOTATED (written).
 A quarantined image keeps its row; the columns of later stages are then null or empty.
 """
 

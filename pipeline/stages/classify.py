@@ -107,7 +107,7 @@ class Classify:
         text_KD = torch.from_numpy(self.text_KD).to(device)
         query_QK = None
         if row["query_embeds"] is not None:
-            query_embeds_QD = _floats(row["query_embeds"]).reshape(row["n_proposals"], -1)
+            query_embeds_QD = _floats(row["query_embeds"]).reshape(-1, text_KD.shape[1])
             void_logits_Q = _floats(row["void_logits"])
             query_QK = query_probs(query_embeds_QD, text_KD, void_logits_Q)
         valid_Q, region_VK = torch.ones(row["n_proposals"], dtype=torch.bool, device=device), None

@@ -1,0 +1,1 @@
+"""Measurements, not tests: one command each, ending with one line of JSON."""

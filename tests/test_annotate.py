@@ -1,0 +1,180 @@
+"""The main job through a real Ray: local files, a real S3 server, hostile files."""
+
+import json
+import shutil
+from io import BytesIO
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pytest
+import s3fs
+from PIL import Image
+
+from jobs.annotate import annotate
+from jobs.cli import main
+from jobs.evaluate import evaluate
+from pipeline.dataset import newest_version, read_manifest
+from pipeline.models.embedded import EMBEDDED_VOCABULARY
+from pipeline.synthetic import make_scene
+from schemas.config import AnnotateConfig, EvaluateConfig
+from tests.dataset_checks import check_rows, rows_of
+from tests.servers import S3Server
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+SEED = 5_000  # scenes of no training, validation or test range
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve scenes with truth, and two files that are no images."""
+    folder = tmp_path_factory.mktemp("scenes")
+    (folder / "images").mkdir()
+    (folder / "truth").mkdir()
+    for index in range(12):
+        scene = make_scene(SEED, index)
+        Image.fromarray(scene.image_HW3).save(folder / "images" / f"{index:03}.png")
+        Image.fromarray(scene.label_map_HW).save(folder / "truth" / f"{index:03}.png")
+    return folder
+
+
+def config(source: str, output: str, **settings: object) -> AnnotateConfig:
+    return AnnotateConfig(source=source, output=output, vocabulary=EMBEDDED_VOCABULARY, **settings)  # type: ignore[arg-type]
+
+
+def test_scenes_become_labels_that_match_the_truth(scenes: Path, tmp_path: Path) -> None:
+    output = str(tmp_path / "labels")
+    result = annotate(config(str(scenes / "images"), output))
+    assert (result.version, result.counts.labelled, result.counts.quarantined) == (1, 12, 0)
+    check_rows(rows_of(output), whole=True)
+    figures = evaluate(EvaluateConfig(dataset=output, truth=str(scenes / "truth")))
+    assert figures.images == 12
+    # Far above chance (1 of 72 classes); the figures themselves are in the README.
+    assert figures.pixel_accuracy > 0.6 and figures.miou > 0.4
+    manifest = read_manifest(output)
+    assert len(manifest.fingerprint) == 64
+    assert {row["fingerprint"] for row in rows_of(output)} == {manifest.fingerprint}
+    assert (tmp_path / "labels" / "_runs" / result.run_id / "config.json").is_file()
+
+
+def test_bad_files_are_rows_and_decide_the_exit_code(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for index in range(3):
+        shutil.copy(scenes / "images" / f"{index:03}.png", folder)
+    (folder / "text.jpg").write_text("not an image")
+    (folder / "cut.png").write_bytes((scenes / "images" / "004.png").read_bytes()[:900])
+    (folder / "notes.md").write_text("passed over")
+    output = str(tmp_path / "labels")
+    arguments = ["annotate", str(folder), "--output", output]
+    arguments += ["--vocabulary", str(EMBEDDED_VOCABULARY)]
+    assert main(arguments) == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["quarantined"] == 2
+    rows = rows_of(output)
+    check_rows(rows, whole=True)
+    reasons = {Path(row["uri"]).name: row["error"]["code"] for row in rows if row["error"]}
+    assert reasons == {"text.jpg": "not_an_image", "cut.png": "corrupt"}
+    # Run again with a higher limit: a new version, and success.
+    assert main([*arguments, "--max-bad-fraction", "0.5"]) == 0
+    assert newest_version(output) == 2
+    assert "2 of" in capsys.readouterr().err
+
+
+def test_from_a_bucket_into_a_bucket(scenes: Path, s3_server: S3Server) -> None:
+    fs = s3fs.S3FileSystem()
+    fs.mkdir("pictures")
+    fs.mkdir("annotations")
+    for file in sorted((scenes / "images").glob("*.png"))[:6]:
+        fs.put_file(str(file), f"pictures/day one/{file.name}")
+    result = annotate(config("s3://pictures/day one", "s3://annotations/labels", rows_per_file=4))
+    assert result.counts.labelled == 6
+    rows = rows_of("s3://annotations/labels")
+    check_rows(rows, whole=True)
+    assert {row["uri"] for row in rows} == {
+        f"s3://pictures/day one/{index:03}.png" for index in range(6)
+    }
+    assert all(row["etag"] for row in rows)
+    # Without our code: pandas and DuckDB read what the manifest names.
+    manifest = json.loads(fs.cat_file("annotations/labels/_manifest/v000001.json"))
+    files = [f"s3://annotations/labels/{part['path']}" for part in manifest["images"]]
+    frame = pd.concat([pd.read_parquet(BytesIO(fs.cat_file(file))) for file in files])
+    assert sorted(frame["uri"]) == sorted(row["uri"] for row in rows)
+    connection = duckdb.connect()
+    connection.register_filesystem(fs)
+    (labels,) = connection.execute(
+        "select count(distinct s.label) from "
+        "(select unnest(segments) as s from read_parquet($files))",
+        {"files": files},
+    ).fetchone()
+    assert labels == len({segment["label"] for row in rows for segment in row["segments"]})
+
+
+def test_a_list_of_uris_mixes_stores_and_records_what_is_gone(
+    scenes: Path, s3_server: S3Server, tmp_path: Path
+) -> None:
+    fs = s3fs.S3FileSystem()
+    fs.mkdir("mixture")
+    fs.put_file(str(scenes / "images" / "001.png"), "mixture/a.png")
+    listing = tmp_path / "list.txt"
+    listing.write_text(
+        f"# two stores\ns3://mixture/a.png\n{scenes}/images/002.png\ns3://mixture/gone.png\n"
+        "s3://mixture/a.png\n"
+    )
+    result = annotate(config(str(listing), str(tmp_path / "labels"), max_bad_fraction=1.0))
+    assert (result.counts.inventory, result.counts.labelled, result.repeated) == (3, 2, 1)
+    assert result.counts.reasons == {"fetch/not_found": 1}
+
+
+def test_weight_free_proposals_label_photos(tmp_path: Path) -> None:
+    from skimage import data
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("astronaut", "coffee", "chelsea"):
+        Image.fromarray(getattr(data, name)()).resize((200, 150)).save(folder / f"{name}.jpg")
+    output = str(tmp_path / "labels")
+    annotate(config(str(folder), output, proposer="felzenszwalb", short_edge=120))
+    rows = rows_of(output)
+    check_rows(rows, whole=True)
+    assert [(row["height"], row["width"]) for row in rows] == [(150, 200)] * 3
+    assert all(row["n_proposals"] > 3 for row in rows)
+
+
+def test_two_runs_give_equal_labels(scenes: Path, tmp_path: Path) -> None:
+    outputs = [str(tmp_path / name) for name in ("one", "two")]
+    for output, batch in zip(outputs, (2, 5), strict=True):
+        annotate(config(str(scenes / "images" / "00*.png"), output, classify_batch=batch))
+    one, two = (
+        {row["uri"]: [s["counts"] for s in row["segments"]] for row in rows_of(output)}
+        for output in outputs
+    )
+    assert one == two
+
+
+def test_ten_real_photos(shared: Path, tmp_path: Path) -> None:
+    output = str(tmp_path / "labels")
+    annotate(config(str(shared / "photos" / "n01*0_*.JPEG"), output, proposer="felzenszwalb"))
+    check_rows(rows_of(output), whole=True)
+
+
+def test_hostile_files_end_in_rows(shared: Path, tmp_path: Path) -> None:
+    folder = shared / "odd"
+    truth = pd.read_csv(folder / "manifest.csv").set_index("file")["pillow13_outcome"]
+    # The limit keeps the test short: labels are made at the full size of 70-megapixel images.
+    settings = {"extensions": ("*",), "max_bad_fraction": 1.0, "max_image_pixels": 3_000_000}
+    settings["proposer"] = "felzenszwalb"
+    output = str(tmp_path / "labels")
+    result = annotate(config(str(folder), output, short_edge=32, **settings))
+    rows = {Path(row["uri"]).name: row for row in rows_of(output)}
+    check_rows(rows.values(), whole=True)
+    assert result.counts.inventory == len(truth) + 1  # the manifest itself is no image
+    judged = [rows[name] for name in truth.index]
+    accepted = np.array(
+        [row["error"] is None or row["error"]["code"] == "too_many_pixels" for row in judged]
+    )
+    readable = np.array([outcome == "ok" or "Bomb" in outcome for outcome in truth])
+    assert (accepted == readable).mean() > 0.95

@@ -1,0 +1,174 @@
+"""From query and CLIP scores to a label map, against the worked values of the specification."""
+
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+import pipeline.fusion
+from pipeline.fusion import LOGIT_SCALE, fuse, label_map, query_probs, region_probs
+
+ALL_VALID = torch.tensor([True])
+
+
+@pytest.mark.parametrize(
+    "weight, seen, unseen",
+    [
+        (0.8, 0.344610, 0.522330),
+        (0.7, 0.369343, 0.487351),
+        (0.5, 0.424264, 0.424264),
+        (0.4, 0.454715, 0.395852),
+    ],
+    ids=["coco", "voc", "ade", "cityscapes"],
+)
+def test_fused_scores_are_those_of_the_reference(weight, seen, unseen):
+    query, clip = torch.tensor([[0.3, 0.3]]), torch.tensor([[0.6, 0.6]])
+    fused = fuse(query, clip, ALL_VALID, torch.tensor([True, False]), weight)
+    torch.testing.assert_close(fused, torch.tensor([[seen, unseen]]), rtol=0, atol=1e-6)
+
+
+def test_an_invalid_proposal_has_clip_scores_of_one():
+    query = torch.tensor([[0.3, 0.3], [0.3, 0.3], [0.3, 0.3]])
+    clip = torch.tensor([[0.6, 0.6], [0.1, 0.1]])
+    valid = torch.tensor([True, False, True])
+    fused = fuse(query, clip, valid, torch.tensor([True, False]), 0.8)
+    torch.testing.assert_close(
+        fused,
+        torch.tensor([[0.344610, 0.522330], [0.381678, 0.786003], [0.240822, 0.124573]]),
+        rtol=0,
+        atol=1e-6,
+    )
+
+
+def test_without_flags_every_class_counts_as_unseen():
+    query, clip = torch.tensor([[0.3, 0.3]]), torch.tensor([[0.6, 0.6]])
+    fused = fuse(query, clip, ALL_VALID, None, 0.8)
+    torch.testing.assert_close(fused, torch.full((1, 2), 0.522330), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "query, weight",
+    [(None, 0.8), (torch.tensor([[0.3, 0.7], [0.5, 0.5]]), 0.0)],
+    ids=["no query scores", "weight of zero"],
+)
+def test_clip_alone_leaves_invalid_proposals_without_score(query, weight):
+    clip = torch.tensor([[0.2, 0.8]])
+    valid = torch.tensor([False, True])
+    for seen in (None, torch.tensor([True, False])):
+        torch.testing.assert_close(
+            fuse(query, clip, valid, seen, weight), torch.tensor([[0.0, 0.0], [0.2, 0.8]])
+        )
+
+
+def test_query_scores_alone_are_returned_as_they_are():
+    query = torch.tensor([[0.3, 0.6], [0.1, 0.1]])
+    assert fuse(query, None, torch.tensor([True, False]), torch.tensor([True, False]), 0.8) is query
+
+
+def test_a_weight_of_one_takes_the_query_for_seen_and_clip_for_unseen():
+    query, clip = torch.tensor([[0.3, 0.4]]), torch.tensor([[0.6, 0.7]])
+    fused = fuse(query, clip, ALL_VALID, torch.tensor([True, False]), 1.0)
+    torch.testing.assert_close(fused, torch.tensor([[0.3, 0.7]]))
+
+
+def test_no_scores_at_all_are_refused():
+    with pytest.raises(ValueError, match="query scores, CLIP scores, or both"):
+        fuse(None, None, ALL_VALID, None, 0.8)
+
+
+def test_no_proposals_fuse_to_none():
+    nothing = torch.zeros((0, 3))
+    assert fuse(nothing, nothing, torch.zeros(0, dtype=torch.bool), None, 0.8).shape == (0, 3)
+    assert fuse(None, nothing, torch.zeros(0, dtype=torch.bool), None, 0.8).shape == (0, 3)
+
+
+def test_no_object_takes_its_share_of_the_query_scores_and_none_of_clips():
+    text_KD = torch.eye(2)
+    embeds_QD = torch.tensor([[1.0, 0.0]])
+    equal_void = torch.tensor([LOGIT_SCALE])
+    torch.testing.assert_close(
+        query_probs(embeds_QD, text_KD, equal_void), torch.tensor([[0.5, 0.0]])
+    )
+    torch.testing.assert_close(region_probs(embeds_QD, text_KD), torch.tensor([[1.0, 0.0]]))
+
+
+def test_cosines_are_multiplied_by_one_hundred():
+    text_KD = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    embeds_QD = torch.tensor([[0.01, 0.0]])  # logits 1 and 0
+    e = torch.e
+    torch.testing.assert_close(
+        region_probs(embeds_QD, text_KD), torch.tensor([[e / (e + 1), 1 / (e + 1)]])
+    )
+    torch.testing.assert_close(
+        query_probs(embeds_QD, text_KD, torch.zeros(1)),
+        torch.tensor([[e / (e + 2), 1 / (e + 2)]]),
+    )
+
+
+@pytest.fixture
+def random_scores():
+    torch.manual_seed(0)
+    return torch.rand(7, 5), torch.rand(7, 6, 9)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [(6, 9), (24, 36), (13, 9), (6, 20), (3, 4), (1, 1), (40, 2), (1, 9), (11, 300)],
+    ids=[
+        "same",
+        "four times",
+        "taller",
+        "wider",
+        "smaller",
+        "one pixel",
+        "tall and narrow",
+        "one row",
+        "wide",
+    ],
+)
+@pytest.mark.parametrize("tile_floats", [1, 500, 2**20], ids=["single rows", "tiles", "one tile"])
+def test_tiles_give_the_label_map_of_the_dense_computation(
+    monkeypatch, random_scores, size, tile_floats
+):
+    monkeypatch.setattr(pipeline.fusion, "_TILE_FLOATS", tile_floats)
+    class_scores_QK, mask_probs_QHW = random_scores
+    summed_KHW = torch.einsum("qk,qhw->khw", class_scores_QK, mask_probs_QHW)
+    dense_KHW = interpolate(summed_KHW[None], size=size, mode="bilinear", align_corners=False)[0]
+    evidence_1HW = interpolate(
+        mask_probs_QHW.sum(dim=0)[None, None], size=size, mode="bilinear", align_corners=False
+    )[0]
+
+    found = label_map(class_scores_QK, mask_probs_QHW, size)
+
+    best_HW, classes_HW = dense_KHW.max(dim=0)
+    # Where the two best classes differ by less than rounding, either is right.
+    top = dense_KHW.topk(2, dim=0).values
+    clear_HW = (top[0] - top[1]) > 1e-5
+    assert clear_HW.float().mean() > 0.99
+    assert found.classes_HW.shape == found.scores_HW.shape == size
+    torch.testing.assert_close(found.classes_HW[clear_HW], classes_HW[clear_HW])
+    torch.testing.assert_close(found.scores_HW, best_HW / evidence_1HW[0])
+    assert 0 <= found.scores_HW.min() <= found.scores_HW.max() <= 1
+
+
+def test_the_score_is_the_winners_share_of_the_evidence():
+    # One pixel: mask 0 says class 1 with 0.9, mask 1 says class 0 with 0.4.
+    class_scores_QK = torch.tensor([[0.1, 0.9], [0.4, 0.0]])
+    mask_probs_QHW = torch.tensor([[[0.5]], [[0.25]]])
+    found = label_map(class_scores_QK, mask_probs_QHW, (1, 1))
+    assert found.classes_HW.tolist() == [[1]]
+    assert found.scores_HW.item() == pytest.approx(0.45 / 0.75)
+
+
+def test_a_pixel_that_no_mask_covers_has_no_score():
+    class_scores_QK = torch.tensor([[0.2, 1.0]])
+    mask_probs_QHW = torch.tensor([[[1.0, 0.0]]])
+    found = label_map(class_scores_QK, mask_probs_QHW, (1, 2))
+    assert found.scores_HW.tolist() == [[1.0, 0.0]]
+    assert found.classes_HW[0, 0] == 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5)], ids=["one pixel", "not square"])
+def test_no_proposals_give_a_map_without_score(size):
+    found = label_map(torch.zeros((0, 4)), torch.zeros((0, 2, 3)), size)
+    assert found.scores_HW.shape == found.classes_HW.shape == size
+    assert not found.scores_HW.any()

@@ -1,0 +1,60 @@
+"""The repository itself: cluster file, lock of versions, what must not be committed."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_cluster_file_fits_rays_own_schema() -> None:
+    import ray.autoscaler
+
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    jsonschema.validate(config, schema)
+    assert config["head_node_type"] in config["available_node_types"]
+
+
+def test_lock_holds_nothing_but_names_and_versions() -> None:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    assert lines
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9_.-]+==[^\s;@]+", line)] == []
+
+
+def test_every_dependency_is_locked() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    locked = {
+        _normal(line.partition("==")[0])
+        for line in (ROOT / "requirements.lock").read_text().splitlines()
+    }
+    names = {_normal(re.split(r"[\[<>=!~ ]", requirement)[0]) for requirement in wanted}
+    assert names - locked == set()
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_embedded_weights_stay_under_ten_megabytes() -> None:
+    files = (ROOT / "pipeline" / "embedded").rglob("*")
+    assert sum(file.stat().st_size for file in files if file.is_file()) < 10 * 10**6
+
+
+def test_tracked_files_name_no_machine_path() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    paths = re.compile(rb"/(work|root|farm)/(main|\.library|shared|\.pyenv)")
+    named = [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+    assert [name for name in named if paths.search((ROOT / name).read_bytes())] == []

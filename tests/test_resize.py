@@ -1,0 +1,76 @@
+"""Sizes of the method, against the values that the reference gives (spec 2.1)."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.resize import padded_size, resize_image, resized_size
+
+
+@pytest.mark.parametrize(
+    "original, short, long, resized, padded",
+    [
+        ((480, 640), 640, 2560, (640, 853), (640, 864)),
+        ((427, 640), 640, 2560, (640, 959), (640, 960)),
+        ((333, 500), 640, 2560, (640, 961), (640, 992)),
+        ((640, 640), 640, 2560, (640, 640), (640, 640)),
+        ((100, 640), 640, 2560, (400, 2560), (416, 2560)),
+        ((375, 500), 512, 2048, (512, 683), (512, 704)),
+        ((500, 375), 512, 2048, (683, 512), (704, 512)),
+        ((3000, 2000), 512, 2048, (768, 512), (768, 512)),
+        ((1024, 2048), 1024, 2048, (1024, 2048), (1024, 2048)),
+        ((1, 500), 512, 2048, (4, 2048), (32, 2048)),
+        ((2290, 1422), 640, 1333, (1031, 640), (1056, 640)),
+        ((2602, 2249), 1024, 288, (288, 249), (288, 256)),
+        ((1007, 508), 160, 288, (288, 145), (288, 160)),
+    ],
+    ids=[
+        "coco landscape",
+        "coco rounded down",
+        "coco rounded up",
+        "square",
+        "panorama, limited by its long edge",
+        "voc landscape",
+        "voc portrait",
+        "large portrait",
+        "cityscapes unchanged",
+        "one pixel high",
+        "portrait, shrunk",
+        "limit below the short edge",
+        "portrait, limited by its long edge",
+    ],
+)
+def test_sizes_are_those_of_the_reference(original, short, long, resized, padded):
+    assert resized_size(original, short, long) == resized
+    assert padded_size(resized, 32) == padded
+
+
+@pytest.mark.parametrize(
+    "original, expected",
+    [((59424, 3), (2560, 1)), ((3, 59424), (1, 2560)), ((1, 1), (640, 640))],
+    ids=["extremely tall", "extremely wide", "one pixel"],
+)
+def test_no_side_falls_below_one_pixel(original, expected):
+    assert resized_size(original, 640, 2560) == expected
+
+
+@pytest.mark.parametrize(
+    "size, padded",
+    [((1, 1), (32, 32)), ((32, 64), (32, 64)), ((33, 31), (64, 32))],
+    ids=["one pixel", "multiples stay", "one over and one under"],
+)
+def test_padding_rounds_each_side_up(size, padded):
+    assert padded_size(size, 32) == padded
+
+
+def test_resizing_gives_height_then_width_and_averages_when_shrinking():
+    pixels = np.zeros((8, 4, 3), dtype=np.uint8)
+    pixels[:, ::2] = 200
+    shrunk = resize_image(Image.fromarray(pixels), (2, 1))
+    assert shrunk.shape == (2, 1, 3)
+    np.testing.assert_allclose(shrunk, 100, atol=1)
+
+
+def test_an_image_of_the_right_size_keeps_its_pixels():
+    pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    np.testing.assert_array_equal(resize_image(Image.fromarray(pixels), (2, 3)), pixels)

@@ -1,0 +1,132 @@
+"""URLs to file systems; no secret reaches a message."""
+
+import os
+
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+
+from pipeline.storage import describe, full_uri, hide_secrets, open_store, store_errors
+from schemas.errors import OutputError, PublicationError, SourceError
+
+
+@pytest.mark.parametrize(
+    "url, shown",
+    [
+        ("s3://key:secret@bucket/x", "s3://bucket/x"),
+        ("s3://key@bucket/x", "s3://bucket/x"),
+        ("https://h/x.png?X-Amz-Signature=secret", "https://h/x.png"),
+        ("az://u:p@h/x?sig=secret#part", "az://h/x#part"),
+        ("s3://bucket/a@b:c.png", "s3://bucket/a@b:c.png"),
+        ("s3://bucket/x", "s3://bucket/x"),
+        ("/a folder/é#1.png", "/a folder/é#1.png"),
+        ("a::b", "a::b"),
+        ("", ""),
+        (
+            "refused: 'https://me:pw@host/a?X-Amz-Signature=1&x=2' (403), see s3://k:s@b/c",
+            "refused: 'https://host/a' (403), see s3://b/c",
+        ),
+        ("file:///what?.png", "file:///what?.png"),
+    ],
+    ids=[
+        "user and password",
+        "user",
+        "signature",
+        "both",
+        "at sign in a key",
+        "nothing to hide",
+        "path",
+        "chain",
+        "empty",
+        "inside a message",
+        "question mark in a name",
+    ],
+)
+def test_secrets_are_hidden(url, shown):
+    assert hide_secrets(url) == shown
+
+
+@pytest.mark.parametrize(
+    "url, kind, path",
+    [
+        ("/x/y", LocalFileSystem, "/x/y"),
+        ("/x/y/", LocalFileSystem, "/x/y"),
+        ("file:///x/y", LocalFileSystem, "/x/y"),
+        ("/x/a::zip", LocalFileSystem, "/x/a::zip"),
+        ("/x/user@host", LocalFileSystem, "/x/user@host"),
+        ("memory://x/y", MemoryFileSystem, "/x/y"),
+    ],
+    ids=["path", "trailing slash", "file url", "double colon", "at sign", "memory"],
+)
+def test_a_url_opens_its_store(url, kind, path):
+    fs, found = open_store(url, OutputError)
+    assert isinstance(fs, kind)
+    assert found == path
+    assert open_store(full_uri(fs, found), OutputError)[1] == path
+
+
+def test_a_relative_path_starts_here_and_a_tilde_at_home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert open_store("a/../b", OutputError)[1] == str(tmp_path / "b")
+    assert open_store("~/b", OutputError)[1] == str(tmp_path / "home" / "b")
+
+
+@pytest.mark.parametrize(
+    "url, words",
+    [
+        ("ftp://user:secret@host/x", ["scheme 'ftp'", "ftp://host/x", "s3"]),
+        ("https://host/x?token=secret", ["scheme 'https'"]),
+        ("s3://key:secret@bucket/x", ["s3://bucket/x", "credentials"]),
+        ("", ["empty path"]),
+        (" ", ["empty path"]),
+    ],
+    ids=["unknown scheme", "http", "credentials", "empty", "blank"],
+)
+@pytest.mark.parametrize("kind", [SourceError, OutputError])
+def test_a_url_that_cannot_be_used_is_refused_without_its_secrets(url, words, kind):
+    with pytest.raises(kind) as caught:
+        open_store(url, kind)
+    for word in words:
+        assert word in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "cause, line",
+    [
+        (FileNotFoundError(2, "No such file", "/x"), "it does not exist"),
+        (PermissionError("Forbidden\nmore"), "access is denied (Forbidden)"),
+        (NotADirectoryError("x"), "a part of the path is a file, not a directory"),
+        (ConnectionError("refused"), "the endpoint does not answer (refused)"),
+        (ValueError("odd\nmore"), "ValueError: odd"),
+        (ValueError(), "ValueError: ValueError"),
+        (OSError("https://h/x?X-Amz-Signature=secret"), "OSError: https://h/x"),
+    ],
+    ids=["missing", "denied", "file in the path", "no answer", "other", "silent", "signed url"],
+)
+def test_a_stores_trouble_is_told_in_one_line(cause, line):
+    assert describe(cause) == line
+
+
+def test_trouble_inside_the_block_becomes_an_error_of_the_asked_kind():
+    with (
+        pytest.raises(OutputError, match="cannot write to s3://bucket/x: KeyError: 'a'"),
+        store_errors("write to", "s3://k:secret@bucket/x", OutputError),
+    ):
+        raise KeyError("a")
+
+
+@pytest.mark.parametrize("error", [SourceError("mine"), PublicationError("mine")], ids=repr)
+def test_an_error_of_our_own_passes_unchanged(error):
+    with pytest.raises(type(error), match=r"^mine$"), store_errors("read", "x", OutputError):
+        raise error
+
+
+def test_a_directory_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with (
+        pytest.raises(OutputError, match="a part of the path is a file"),
+        store_errors("write to", "x", OutputError),
+    ):
+        os.makedirs(tmp_path / "file" / "x")
