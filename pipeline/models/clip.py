@@ -1,6 +1,7 @@
 """CLIP through open_clip: loading, text vectors, image vectors.
 
-Dimension key: N prompts or crops, D embedding, S side of the square input.
+Dimension key: N prompts or crops, D embedding, S side of the square input, L tokens of a prompt,
+W width of the text tower.
 """
 
 import difflib
@@ -19,7 +20,9 @@ from torch.nn.functional import normalize
 
 from pipeline.models.embedded import EMBEDDED_CLIP
 from pipeline.models.weights import sha256_of
+from pipeline.prompts import LearnedPrompt, Prompts, text_classifier
 from schemas.errors import ModelError
+from schemas.vocabulary import Vocabulary
 
 _PROMPTS_PER_PASS: Final = 256
 _WEIGHT_SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".bin")
@@ -35,7 +38,7 @@ class ClipCard:
 
 @dataclass(frozen=True)
 class ClipSource:
-    """Where a CLIP comes from: an architecture with a tag or a file, hf-hub:ID, or local-dir:PATH."""
+    """Where a CLIP comes from: an architecture and a tag or file, hf-hub:ID, or local-dir:PATH."""
 
     name: str
     weights: str | None = None
@@ -104,6 +107,30 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known[:3])
 
 
+_Slot = tuple[int, NDArray[np.float32] | None]  # a token, and the vector that replaces its own
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A forward hook of the token embedding that puts learned vectors in their places."""
+
+    is_learned_NL1: Tensor
+    vectors_NLW: Tensor
+
+    def __call__(self, module: nn.Module, tokens: tuple[Tensor, ...], embeds_NLW: Tensor) -> Tensor:
+        return torch.where(self.is_learned_NL1, self.vectors_NLW.to(embeds_NLW.dtype), embeds_NLW)
+
+
+def text_vectors(clip: "Clip", vocabulary: Vocabulary, prompts: Prompts) -> NDArray[np.float32]:
+    """Return the unit text vectors (K, D) of a vocabulary, from templates or a learned prompt."""
+    learned = prompts.learned
+    if learned is None:
+        return text_classifier(clip.encode_text, vocabulary, prompts.templates)
+    return text_classifier(
+        lambda names: clip.encode_names(names, learned), vocabulary, prompts.templates
+    )
+
+
 class Clip:
     """A frozen CLIP in evaluation mode, in fp32."""
 
@@ -154,6 +181,70 @@ class Clip:
             parts.append(normalize(self.model.encode_text(tokens.to(self.device)).float(), dim=1))
         vectors: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
         return vectors
+
+    @torch.inference_mode()
+    def encode_names(self, names: Sequence[str], prompt: LearnedPrompt) -> NDArray[np.float32]:
+        """Return unit vectors (N, D) of class names inside a learned prompt (spec 1.4).
+
+        The sequence is start, prefix, name, suffix, full stop, end, padding; positions are added
+        to it as to any text, and the feature is read at the end token. Raises ModelError when
+        the prompt is of another width than the text tower, or a name is too long for it.
+        """
+        tower = getattr(self.model, "text", self.model)
+        if "argmax" not in (getattr(tower, "pool_type", ""), getattr(tower, "text_pool_type", "")):
+            raise ModelError("a learned prompt needs a clip that reads its text at the end token")
+        embedding: nn.Embedding = tower.token_embedding
+        if prompt.width != embedding.embedding_dim:
+            raise ModelError(
+                f"the learned prompt has vectors of {prompt.width} dimensions, the text tower of "
+                f"the clip {embedding.embedding_dim}; a prompt fits the clip it was learned with"
+            )
+        rows = [self._slots(name, prompt) for name in names]
+        parts = [
+            self._encode_slots(rows[start : start + _PROMPTS_PER_PASS], embedding)
+            for start in range(0, len(rows), _PROMPTS_PER_PASS)
+        ]
+        vectors: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
+        return vectors
+
+    def _encode_slots(self, rows: Sequence[list[_Slot]], embedding: nn.Embedding) -> Tensor:
+        tokens_NL = torch.tensor([[token for token, _ in row] for row in rows])
+        learned_NL1 = torch.tensor([[[vector is not None] for _, vector in row] for row in rows])
+        none_W = np.zeros(embedding.embedding_dim, np.float32)
+        vectors_NLW = np.stack(
+            [[none_W if vector is None else vector for _, vector in row] for row in rows]
+        )
+        place = _Place(learned_NL1.to(self.device), torch.from_numpy(vectors_NLW).to(self.device))
+        hook = embedding.register_forward_hook(place)
+        try:
+            return normalize(self.model.encode_text(tokens_NL.to(self.device)).float(), dim=1)
+        finally:
+            hook.remove()
+
+    def _slots(self, name: str, prompt: LearnedPrompt) -> list[_Slot]:
+        """Return the sequence of one class name, as long as the text tower's context."""
+        start, *words, end = self._word_ids(name)
+        stop = self._word_ids(".")[-2]  # some tokenizers put a word boundary before it
+        signals = prompt.signals
+        slots: list[_Slot] = [
+            (start, signals.get("start_signal")),
+            *((0, vector) for vector in prompt.prefix_PW),
+            *((word, None) for word in words),
+            *((0, vector) for vector in prompt.suffix_PW),
+            (stop, signals.get("dot_signal")),
+            (end, signals.get("end_signal")),
+        ]
+        free = self._tokenizer.context_length - len(slots)
+        if free < 0:
+            raise ModelError(
+                f"class {name!r} is at least {-free} tokens too long for the learned prompt"
+            )
+        return slots + [(0, signals.get("pad_signal"))] * free
+
+    def _word_ids(self, text: str) -> list[int]:
+        """Return the token ids from the start to the end token, which has the highest id."""
+        ids = self._tokenizer([text])[0]
+        return list(map(int, ids[: int(ids.argmax()) + 1]))
 
     @torch.inference_mode()
     def encode_crops(self, crops_N3SS: Tensor, batch: int) -> Tensor:

@@ -56,6 +56,7 @@ class MaskFormerConfig(BaseModel):
     dropout: float = 0.1
     queries: int = 100
     query_head_channels: int = 1024
+    query_head_layers: int = 2
     embedding_dim: int = 512  # of the CLIP whose text vectors classify the queries
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
@@ -117,7 +118,10 @@ class MaskFormer(nn.Module):
         self.decoder_norm = nn.LayerNorm(hidden)
         self.mask_head = MaskformerMLPPredictionHead(hidden, hidden, config.mask_channels, 3)
         self.query_head = MaskformerMLPPredictionHead(
-            hidden, config.query_head_channels, config.embedding_dim, 2
+            hidden,
+            config.query_head_channels,
+            config.embedding_dim,
+            config.query_head_layers,
         )
         self.no_object = nn.Parameter(
             torch.randn(config.embedding_dim) * config.embedding_dim**-0.5
@@ -218,7 +222,7 @@ def load_config(directory: str | Path) -> MaskFormerConfig:
 def build_backbone(config: BackboneConfig) -> tuple[nn.Module, list[int]]:
     """Return a module that maps images to four feature maps, finest first, and their widths."""
     if config.kind not in BACKBONES:
-        known = ", ".join(sorted(BACKBONES))
+        known = ", ".join(BACKBONES)
         raise ModelError(f"there is no kind of backbone {config.kind!r}; there are {known}")
     return BACKBONES[config.kind](config)
 
@@ -236,8 +240,22 @@ def _timm_backbone(config: BackboneConfig) -> tuple[nn.Module, list[int]]:
     return backbone, list(backbone.feature_info.channels())
 
 
+def _resnet_backbone(config: BackboneConfig) -> tuple[nn.Module, list[int]]:
+    from pipeline.models.resnet import resnet_backbone
+
+    return resnet_backbone(config)
+
+
+def _swin_backbone(config: BackboneConfig) -> tuple[nn.Module, list[int]]:
+    from pipeline.models.swin import swin_backbone
+
+    return swin_backbone(config)
+
+
 BACKBONES: Mapping[str, Callable[[BackboneConfig], tuple[nn.Module, list[int]]]] = {
     "timm": _timm_backbone,
+    "resnet": _resnet_backbone,
+    "swin": _swin_backbone,
 }
 
 

@@ -1,0 +1,44 @@
+"""The hash by which weights are known."""
+
+import hashlib
+
+import pytest
+
+from pipeline.models.weights import sha256_of
+from schemas.errors import ModelError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "config.json").write_bytes(b"{}")
+    (tmp_path / "deep" / "weights").write_bytes(b"123")
+    return tmp_path
+
+
+def test_a_file_has_one_hash_wherever_it_lies(folder):
+    (folder / "copy").write_bytes(b"123")
+    assert sha256_of(folder / "copy") == sha256_of(folder / "deep" / "weights")
+    once = hashlib.sha256(b"123").digest()
+    assert sha256_of(folder / "copy") == hashlib.sha256(once).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: (folder / "deep" / "weights").write_bytes(b"124"),
+        lambda folder: (folder / "config.json").rename(folder / "settings.json"),
+        lambda folder: (folder / "more").write_bytes(b""),
+    ],
+    ids=["other bytes", "other name", "one more file"],
+)
+def test_a_folder_has_another_hash_when_anything_in_it_changes(folder, change):
+    before = sha256_of(folder)
+    assert sha256_of(folder) == before
+    change(folder)
+    assert sha256_of(folder) != before
+
+
+def test_absent_weights_are_named(tmp_path):
+    with pytest.raises(ModelError, match=r"no weights at .*absent"):
+        sha256_of(tmp_path / "absent")
