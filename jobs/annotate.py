@@ -11,13 +11,17 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from jobs.progress import Progress, Silent
 from pipeline import dataset, runtime
+from pipeline.fusion import LOGIT_SCALE
 from pipeline.models import ProposerCard, find_classifier, find_proposer
-from pipeline.models.clip import Clip, ClipCard, ClipSource
+from pipeline.models.clip import Clip, ClipCard, ClipSource, text_vectors
 from pipeline.models.crops import CropSettings
 from pipeline.models.device import pick_device
-from pipeline.prompts import load_templates, text_classifier
+from pipeline.prompts import Prompts, load_prompts
 from pipeline.sources import Inventory, take_inventory
 from pipeline.stages.classify import Classify
 from pipeline.stages.fetch import FetchDecode
@@ -54,7 +58,8 @@ class _Plan:
 
     config: AnnotateConfig
     vocabulary: Vocabulary
-    templates: tuple[str, ...]
+    query_prompts: Prompts
+    region_prompts: Prompts
     proposer: ProposerCard
     clip: ClipSource
     clip_card: ClipCard
@@ -66,7 +71,8 @@ class _Plan:
         """All that decides a label: two runs that agree in it give equal labels."""
         settings = (
             "proposer classifier mask_threshold mask_fill mask_expand_ratio mask_matting "
-            "ensemble ensemble_weight min_score mask_precision"
+            "ensemble ensemble_weight invalid_proposals min_score mask_precision "
+            "clip_precision crop_side logit_scale"
         )
         return {
             **{name: getattr(self.config, name) for name in settings.split()},
@@ -75,7 +81,8 @@ class _Plan:
             "proposer_weights_sha256": self.proposer.weights_sha256,
             "clip": None if self.clip_card.weights_sha256 else [self.clip.name, self.clip.weights],
             "clip_weights_sha256": self.clip_card.weights_sha256,
-            "templates": self.templates,
+            "query_prompts": self.query_prompts.identity,
+            "region_prompts": self.region_prompts.identity,
             "vocabulary": self.vocabulary.model_dump(),
         }
 
@@ -125,10 +132,11 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
 
 def _check(config: AnnotateConfig, progress: Progress) -> _Plan:
     vocabulary = read_vocabulary(config.vocabulary)
-    templates = load_templates(config.prompts)
+    query_prompts = load_prompts(config.prompts)
+    region_prompts = load_prompts(config.region_prompts or config.prompts)
     proposer = find_proposer(config.proposer).describe(config.proposer_weights)
     find_classifier(config.classifier)
-    clip = ClipSource.of(config.clip, config.clip_weights)
+    clip = ClipSource.of(config.clip, config.clip_weights, config.clip_precision, config.crop_side)
     clip_card = clip.describe()
     if proposer.embedding_dim not in (None, clip_card.embedding_dim):
         raise ModelError(
@@ -142,7 +150,17 @@ def _check(config: AnnotateConfig, progress: Progress) -> _Plan:
     progress.say(f"listing {hide_secrets(config.source)}")
     inventory = take_inventory(config.source, config.extensions)
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-    return _Plan(config, vocabulary, templates, proposer, clip, clip_card, inventory, run_id)
+    return _Plan(
+        config,
+        vocabulary,
+        query_prompts,
+        region_prompts,
+        proposer,
+        clip,
+        clip_card,
+        inventory,
+        run_id,
+    )
 
 
 def _run(plan: _Plan, progress: Progress) -> list[DataFile]:
@@ -154,8 +172,12 @@ def _run(plan: _Plan, progress: Progress) -> list[DataFile]:
         propose_gpus = runtime.gpus_per_actor(config.propose_gpus)
         classify_gpus = runtime.gpus_per_actor(config.classify_gpus)
         progress.say(f"prompting CLIP with {len(plan.vocabulary)} classes")
-        text_KD = runtime.run_task(
-            _encode_vocabulary, plan.clip, plan.vocabulary, plan.templates, num_gpus=classify_gpus
+        texts = runtime.run_task(
+            _encode_vocabulary,
+            plan.clip,
+            plan.vocabulary,
+            (plan.query_prompts, plan.region_prompts),
+            num_gpus=classify_gpus,
         )
         fetch = FetchDecode(*plan.edges, config.max_image_bytes, config.max_image_pixels)
         propose = Propose(
@@ -173,9 +195,12 @@ def _run(plan: _Plan, progress: Progress) -> list[DataFile]:
             crop_batch=config.crop_batch,
             names=plan.vocabulary.names,
             seen=plan.vocabulary.seen,
-            text_KD=text_KD,
+            query_text_KD=texts.query_KD,
+            region_text_KD=texts.region_KD,
+            logit_scale=LOGIT_SCALE if config.logit_scale == "paper" else texts.logit_scale,
             ensemble=config.ensemble,
             ensemble_weight=config.ensemble_weight,
+            keep_invalid=config.invalid_proposals == "boosted",
             min_score=config.min_score,
             divisor=plan.proposer.divisor,
             precision=config.mask_precision,
@@ -206,8 +231,24 @@ def _run(plan: _Plan, progress: Progress) -> list[DataFile]:
         )
 
 
-def _encode_vocabulary(clip: ClipSource, vocabulary: Vocabulary, templates: tuple[str, ...]) -> Any:
-    return text_classifier(Clip.load(clip, pick_device()).encode_text, vocabulary, templates)
+@dataclass(frozen=True, eq=False)
+class _Texts:
+    """What the vocabulary is for CLIP: unit text vectors per head, and CLIP's own scale."""
+
+    query_KD: NDArray[np.float32]
+    region_KD: NDArray[np.float32]
+    logit_scale: float
+
+
+def _encode_vocabulary(
+    source: ClipSource, vocabulary: Vocabulary, prompts: tuple[Prompts, Prompts]
+) -> _Texts:
+    clip = Clip.load(source, pick_device())
+    query, region = prompts
+    query_KD = text_vectors(clip, vocabulary, query)
+    same = region.identity == query.identity
+    region_KD = query_KD if same else text_vectors(clip, vocabulary, region)
+    return _Texts(query_KD, region_KD, clip.logit_scale)
 
 
 def _account(inventory: Inventory, files: list[DataFile]) -> Counts:

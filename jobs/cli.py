@@ -43,6 +43,14 @@ COMMANDS: Final[dict[str, _Command]] = {
         "write one HTML page to look at a dataset",
         "ReportConfig", "jobs.report:report", "jobs.show:show_report", ("dataset",),
     ),
+    "weights convert": _Command(
+        "write the models of a checkpoint of the paper's authors in Segmill's layout",
+        "WeightsConvertConfig", "jobs.weights:convert", "jobs.show:show_convert", ("checkpoint",),
+    ),
+    "weights inspect": _Command(
+        "say what a file or directory of weights holds",
+        "WeightsInspectConfig", "jobs.weights:inspect", "jobs.show:show_inspect", ("weights",),
+    ),
     "models": _Command(
         "list the proposers and classifiers",
         "Config", "jobs.models:models", "jobs.show:show_models",
@@ -65,10 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"segmill {version('segmill')}")
         return 0
-    name = arguments[0]
-    if name not in COMMANDS:
-        return _complain("segmill", f"there is no command {name!r}{_suggest(name, COMMANDS)}")
-    return _run(name, COMMANDS[name], arguments[1:])
+    for words in (2, 1):
+        name = " ".join(arguments[:words])
+        if name in COMMANDS:
+            return _run(name, COMMANDS[name], arguments[words:])
+    return _complain("segmill", f"there is no command {name!r}{_suggest(name, COMMANDS)}")
 
 
 def _run(name: str, command: _Command, arguments: list[str]) -> int:

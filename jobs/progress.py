@@ -94,7 +94,9 @@ class TerminalProgress:
 
     def say(self, what: str) -> None:
         """Print one line."""
-        self._console.print(f"{what} ...", style="dim", highlight=False, markup=False)
+        self._console.print(
+            f"{what} ...", style="dim", highlight=False, markup=False, soft_wrap=True
+        )
 
     def start(self, stages: Sequence[str], total: int) -> None:
         """Draw the bars."""

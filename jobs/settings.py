@@ -21,6 +21,7 @@ from pydantic_settings import (
 )
 
 from jobs.cli import ENV_PREFIX
+from schemas.presets import PRESETS
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -34,20 +35,27 @@ def read_settings(
 ) -> Model:
     """Return the validated settings of a command.
 
-    `--config FILE` names a YAML mapping of settings. Raises BadSettingsError; `--help` prints and
-    raises SystemExit(0).
+    `--config FILE` names a YAML mapping of settings; where the model has the ensemble's settings,
+    `--preset NAME` gives the paper's for one test set, below all other sources. Raises
+    BadSettingsError; `--help` prints and raises SystemExit(0).
     """
-    yaml_file, rest = _split_config(arguments)
-    from_file = _read_yaml(yaml_file) if yaml_file else {}
+    own, rest = _split_own(arguments, _has_presets(model))
+    from_file = _read_yaml(own.config) if own.config else {}
+    if own.preset:
+        from_file = {**_preset(own.preset), **from_file}
     # What the file or the environment gives must not be demanded of the command line again.
-    given = {*from_file, *(key.removeprefix(ENV_PREFIX).lower() for key in os.environ)}
+    from_environment = {
+        key.removeprefix(ENV_PREFIX).lower() for key in os.environ if key.startswith(ENV_PREFIX)
+    }
+    given = from_file.keys() | from_environment
     demanded = [name for name in positional if name not in given]
     settings = _settings_class(model, demanded, from_file)
     parser = _Parser(
         prog=program,
         description=model.__doc__,
         epilog=f"Settings may also come from {ENV_PREFIX}NAME in the environment, or from a YAML "
-        "file named by --config; flags win over the environment, the environment over the file.",
+        "file named by --config; flags win over the environment, the environment over the file."
+        + (f" --preset takes {', '.join(PRESETS)}." if _has_presets(model) else ""),
         known=[f"--{name.replace('_', '-')}" for name in model.model_fields],
     )
     try:
@@ -84,11 +92,24 @@ class _Parser(argparse.ArgumentParser):
         raise BadSettingsError(f"{message}{hint}")
 
 
-def _split_config(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+def _has_presets(model: type[BaseModel]) -> bool:
+    return "ensemble_weight" in model.model_fields
+
+
+def _split_own(arguments: Sequence[str], has_presets: bool) -> tuple[argparse.Namespace, list[str]]:
+    """Take out the flags that name other sources of settings."""
     parser = _Parser(add_help=False)
     parser.add_argument("--config", type=Path)
-    found, rest = parser.parse_known_args(list(arguments))
-    return found.config, rest
+    parser.set_defaults(preset=None)
+    if has_presets:
+        parser.add_argument("--preset")
+    return parser.parse_known_args(list(arguments))
+
+
+def _preset(name: str) -> dict[str, Any]:
+    if name not in PRESETS:
+        raise BadSettingsError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[name]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

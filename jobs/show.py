@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from jobs.evaluate import EvaluateResult
     from jobs.models import ModelsResult
     from jobs.report import ReportResult
+    from jobs.weights import ConvertResult, InspectResult
 
 
 def show_annotate(result: "AnnotateResult", console: Console) -> int:
@@ -87,7 +88,7 @@ def show_evaluate(result: "EvaluateResult", console: Console) -> int:
 
 def show_report(result: "ReportResult", console: Console) -> int:
     """Print where the page is."""
-    console.print(f"open {result.output} in a browser", highlight=False)
+    console.print(f"open {result.output} in a browser", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -109,6 +110,34 @@ def show_demo(result: "DemoResult", console: Console) -> int:
         }
     )
     return 0
+
+
+def show_convert(result: "ConvertResult", console: Console) -> int:
+    """Print where the parts went, and how to use them."""
+    for part in ("proposer", "clip", "prompt", "region_clip", "region_prompt"):
+        if path := getattr(result, part):
+            console.print(f"{part:<14}{path}", highlight=False, markup=False, soft_wrap=True)
+    if result.unused:
+        unused = ", ".join(result.unused)
+        console.print(f"not part of a network: {unused}", highlight=False, markup=False)
+    use = f"--proposer-weights {result.proposer}"
+    use += f" --clip local-dir:{result.clip}" if result.clip else ""
+    use += f" --prompts {result.prompt}" if result.prompt else ""
+    use += f" --region-prompts {result.region_prompt}" if result.region_prompt else ""
+    console.print(f"segmill annotate ... {use}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def show_inspect(result: "InspectResult", console: Console) -> int:
+    """Print what was found; 1 when it would not load."""
+    console.print(f"{result.path}: {result.kind}", highlight=False, markup=False)
+    for name, value in result.facts.items():
+        console.print(f"  {name:<22}{value}", highlight=False, markup=False)
+    for part, count in result.parameters.items():
+        console.print(f"  {count:>12,} parameters in {part}", highlight=False, markup=False)
+    for problem in result.problems:
+        console.print(f"  problem: {problem}", style="red", highlight=False, markup=False)
+    return int(bool(result.problems))
 
 
 def show_models(result: "ModelsResult", console: Console) -> int:

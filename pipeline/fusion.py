@@ -43,11 +43,14 @@ def fuse(
     valid_Q: Tensor,
     seen_K: Tensor | None,
     weight: float,
+    *,
+    keep_invalid: bool = True,
 ) -> Tensor:
     """Return F (Q, K), the fused class scores of every proposal (spec 2.6).
 
     Geometric mean with exponent `weight` on the query score for seen classes and on the CLIP score
-    for unseen ones; no flags means all unseen. An invalid proposal has CLIP scores of one (B-3).
+    for unseen ones; no flags means all unseen. An invalid proposal has CLIP scores of one, which
+    boosts it (B-3), unless `keep_invalid` is off: its fused scores are then zero.
     Without `region_probs_VK` the query scores stand alone; without `query_probs_QK`, or with
     weight 0, the CLIP scores do, and invalid proposals then score zero everywhere.
     """
@@ -64,7 +67,8 @@ def fuse(
     clip_QK[valid_Q] = region_probs_VK
     seen = torch.zeros(num_classes, dtype=torch.bool) if seen_K is None else seen_K
     query_exponent_K = torch.where(seen.to(clip_QK.device), weight, 1.0 - weight)
-    return query_probs_QK**query_exponent_K * clip_QK ** (1.0 - query_exponent_K)
+    fused_QK = query_probs_QK**query_exponent_K * clip_QK ** (1.0 - query_exponent_K)
+    return fused_QK if keep_invalid else fused_QK * valid_Q[:, None]
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,11 @@ class Prompts:
     learned: LearnedPrompt | None = None
     sha256: str | None = None  # of the file of the learned prompt
 
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What tells these prompts from others: the templates, or the hash of learned vectors."""
+        return self.templates if self.sha256 is None else (self.sha256,)
+
 
 def load_prompts(prompts: str) -> Prompts:
     """Return what `load_templates` does, or the learned prompt of a .safetensors file.

@@ -63,9 +63,24 @@ class ClassifierSettings(Config):
     clip_weights: str | None = Field(
         None, description="open_clip tag, or a .safetensors / .pt file, for an architecture name"
     )
+    clip_precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="arithmetic of CLIP's towers"
+    )
+    crop_side: int | None = Field(
+        None,
+        ge=16,
+        description="side of CLIP's input, in the paper always 224; if absent CLIP's own",
+    )
+    logit_scale: Literal["paper", "model"] = Field(
+        "paper", description="what multiplies CLIP's cosines: the paper's 100, or CLIP's own scale"
+    )
     prompts: str = Field(
         "single",
-        description="single, vild, imagenet, a template with {}, or a text file of templates",
+        description="single, vild, imagenet, a template with {}, a text file of templates, or a "
+        ".safetensors file of a learned prompt",
+    )
+    region_prompts: str | None = Field(
+        None, description="prompts of the region classifier, where not those of the query head"
     )
     mask_threshold: float = Field(0.5, gt=0, lt=1, description="a pixel is in the mask above this")
     mask_fill: Literal["mean", "zero"] = Field(
@@ -81,6 +96,11 @@ class EnsembleSettings(Config):
     ensemble: bool = Field(True, description="off: the proposer's own query scores alone")
     ensemble_weight: float = Field(
         0.8, ge=0, le=1, description="exponent of the query score for seen classes; 0: CLIP alone"
+    )
+    invalid_proposals: Literal["boosted", "dropped"] = Field(
+        "boosted",
+        description="proposals without a pixel above the threshold: CLIP score 1 as in the "
+        "reference (quirk B-3), or left out of the labels",
     )
     min_score: float = Field(
         0.0, ge=0, le=1, description="pixels scored below this are left without a label"

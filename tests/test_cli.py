@@ -52,7 +52,7 @@ def test_help_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_explains_its_settings(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
-        main([name, "--help"])
+        main([*name.split(), "--help"])
     assert done.value.code == 0
     assert f"segmill {name}" in capsys.readouterr().out
 
@@ -215,6 +215,28 @@ def test_flags_win_over_environment_over_file(
     assert (config.source, config.short_edge) == ("from-file", 64)
     assert (config.min_score, config.crop_batch) == (0.2, 9)
     assert config.mask_threshold == 0.5
+
+
+def test_a_preset_is_below_everything_else() -> None:
+    given = ["s", "--vocabulary", "v", "--output", "o", "--preset", "ade20k-847"]
+    config = read_settings("segmill annotate", AnnotateConfig, ["source"], given)
+    assert (config.mask_threshold, config.ensemble_weight, config.prompts) == (0.3, 0.7, "vild")
+    assert (config.short_edge, config.long_edge) == (512, 2048)
+    given += ["--ensemble-weight", "0.2"]
+    config = read_settings("segmill annotate", AnnotateConfig, ["source"], given)
+    assert (config.mask_threshold, config.ensemble_weight) == (0.3, 0.2)
+
+
+def test_an_unknown_preset_is_named() -> None:
+    given = ["s", "--vocabulary", "v", "--output", "o", "--preset", "coco"]
+    with pytest.raises(BadSettingsError, match="no preset 'coco'; there are coco-stuff, voc"):
+        read_settings("segmill annotate", AnnotateConfig, ["source"], given)
+
+
+def test_other_environment_variables_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE", "elsewhere")
+    given = ["here", "--vocabulary", "v", "--output", "o"]
+    assert read_settings("segmill annotate", AnnotateConfig, ["source"], given).source == "here"
 
 
 def test_an_unknown_setting_in_a_file_is_named(tmp_path: Path) -> None:

@@ -172,3 +172,12 @@ def test_no_proposals_give_a_map_without_score(size):
     found = label_map(torch.zeros((0, 4)), torch.zeros((0, 2, 3)), size)
     assert found.scores_HW.shape == found.classes_HW.shape == size
     assert not found.scores_HW.any()
+
+
+def test_dropped_invalid_proposals_score_nothing_where_kept_ones_are_boosted():
+    query_QK, region_VK = torch.tensor([[0.3], [0.3]]), torch.tensor([[0.6]])
+    valid_Q, seen_K = torch.tensor([True, False]), torch.tensor([True])
+    kept = fuse(query_QK, region_VK, valid_Q, seen_K, 0.8)
+    dropped = fuse(query_QK, region_VK, valid_Q, seen_K, 0.8, keep_invalid=False)
+    torch.testing.assert_close(kept, torch.tensor([[0.344610], [0.381678]]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(dropped, torch.tensor([[0.344610], [0.0]]), atol=1e-6, rtol=0)

@@ -277,7 +277,10 @@ def classify(clip, text_KD):
             "crop_batch": 3,
             "names": NAMES,
             "seen": None,
-            "text_KD": text_KD,
+            "query_text_KD": text_KD,
+            "region_text_KD": text_KD,
+            "logit_scale": 100.0,
+            "keep_invalid": True,
             "ensemble": True,
             "ensemble_weight": 0.8,
             "min_score": 0.0,
@@ -313,7 +316,12 @@ def test_a_folder_goes_through_all_stages_to_label_maps(
     folder, classify, colours_KD, precision, caplog
 ):
     listed = take_inventory(str(folder), ("png",)).images
-    stage = classify(precision=precision, text_KD=colours_KD, names=("red", "black"))
+    stage = classify(
+        precision=precision,
+        query_text_KD=colours_KD,
+        region_text_KD=colours_KD,
+        names=("red", "black"),
+    )
     proposed = conform(Propose("felzenszwalb", None, 32, precision)(FETCH(listed)), PROPOSED)
     table = conform(stage(proposed), ANNOTATED)
 
@@ -339,7 +347,7 @@ def test_a_folder_goes_through_all_stages_to_label_maps(
 
 def test_images_of_one_batch_do_not_change_each_others_labels(folder, classify, colours_KD):
     decoded = FETCH(take_inventory(str(folder), ("png",)).images)
-    stage = classify(text_KD=colours_KD, names=("red", "black"))
+    stage = classify(query_text_KD=colours_KD, region_text_KD=colours_KD, names=("red", "black"))
     whole = by_name(stage(PROPOSE(decoded)))
     for name in ("wide.png", "mirror.png", "high.png"):
         row = table_from_rows([by_name(decoded)[name]], DECODED)

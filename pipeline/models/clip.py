@@ -5,7 +5,6 @@ W width of the text tower.
 """
 
 import difflib
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,15 +37,24 @@ class ClipCard:
 
 @dataclass(frozen=True)
 class ClipSource:
-    """Where a CLIP comes from: an architecture and a tag or file, hf-hub:ID, or local-dir:PATH."""
+    """Where a CLIP comes from: an architecture and a tag or file, hf-hub:ID, or local-dir:PATH.
+
+    `precision` is open_clip's: fp32, bf16 or fp16. `side` replaces the side of the square input
+    that the model was trained with; positions are then interpolated.
+    """
 
     name: str
     weights: str | None = None
+    precision: str = "fp32"
+    side: int | None = None
 
     @classmethod
-    def of(cls, name: str, weights: str | None) -> "ClipSource":
+    def of(
+        cls, name: str, weights: str | None, precision: str = "fp32", side: int | None = None
+    ) -> "ClipSource":
         """Return the source of a setting; `embedded` is the tiny CLIP that Segmill carries."""
-        return cls(f"local-dir:{EMBEDDED_CLIP}" if name == "embedded" else name, weights)
+        full_name = f"local-dir:{EMBEDDED_CLIP}" if name == "embedded" else name
+        return cls(full_name, weights, precision, side)
 
     def describe(self) -> ClipCard:
         """Return what must be known before loading; raises ModelError if it cannot be loaded."""
@@ -132,7 +140,7 @@ def text_vectors(clip: "Clip", vocabulary: Vocabulary, prompts: Prompts) -> NDAr
 
 
 class Clip:
-    """A frozen CLIP in evaluation mode, in fp32."""
+    """A frozen CLIP in evaluation mode; its vectors are fp32 whatever it computes in."""
 
     def __init__(self, model: nn.Module, tokenizer: Any, preprocess: dict[str, Any]) -> None:
         # open_clip ships no types, and encode_text and encode_image are not nn.Module's.
@@ -147,12 +155,12 @@ class Clip:
     def load(cls, source: ClipSource, device: str = "cpu") -> "Clip":
         """Load by open_clip; raises ModelError with the source's name when that fails."""
         source.check()
-        # open_clip logs every step of a load, and warns that local folders ignore `pretrained`.
-        logging.getLogger().setLevel(max(logging.WARNING, logging.getLogger().level))
         try:
             model = open_clip.create_model(
                 source.name,
                 pretrained=source.weights,
+                precision=source.precision,
+                force_image_size=source.side,
                 device=device,
                 require_pretrained=True,
                 weights_only=True,
@@ -171,6 +179,11 @@ class Clip:
         """Where the model is."""
         device: torch.device = next(self.model.parameters()).device
         return device
+
+    @property
+    def logit_scale(self) -> float:
+        """What the model learned to multiply its cosines by."""
+        return float(self.model.logit_scale.exp().mean())
 
     @torch.inference_mode()
     def encode_text(self, prompts: Sequence[str]) -> NDArray[np.float32]:
@@ -249,8 +262,11 @@ class Clip:
     @torch.inference_mode()
     def encode_crops(self, crops_N3SS: Tensor, batch: int) -> Tensor:
         """Return unit vectors (N, D) of normalised crops, `batch` per forward pass."""
+        dtype = next(self.model.visual.parameters()).dtype
         parts = [
-            normalize(self.model.encode_image(crops_N3SS[start : start + batch]).float(), dim=1)
+            normalize(
+                self.model.encode_image(crops_N3SS[start : start + batch].to(dtype)).float(), dim=1
+            )
             for start in range(0, len(crops_N3SS), batch)
         ]
         return torch.cat(parts) if parts else crops_N3SS.new_zeros((0, 0))

@@ -39,9 +39,12 @@ class Classify:
     crop_batch: int
     names: tuple[str, ...]
     seen: tuple[bool, ...] | None
-    text_KD: NDArray[np.float32]
+    query_text_KD: NDArray[np.float32]
+    region_text_KD: NDArray[np.float32]
+    logit_scale: float
     ensemble: bool
     ensemble_weight: float
+    keep_invalid: bool
     min_score: float
     divisor: int
     precision: Precision
@@ -104,18 +107,27 @@ class Classify:
 
     def _class_scores(self, row: Row, regions: RegionEmbeds | None) -> Tensor:
         device = pick_device()
-        text_KD = torch.from_numpy(self.text_KD).to(device)
-        query_QK = None
+        num_dims = self.query_text_KD.shape[1]
+        query_QK = region_VK = None
         if row["query_embeds"] is not None:
-            query_embeds_QD = _floats(row["query_embeds"]).reshape(-1, text_KD.shape[1])
-            void_logits_Q = _floats(row["void_logits"])
-            query_QK = query_probs(query_embeds_QD, text_KD, void_logits_Q)
-        valid_Q, region_VK = torch.ones(row["n_proposals"], dtype=torch.bool, device=device), None
+            query_embeds_QD = _floats(row["query_embeds"]).reshape(-1, num_dims)
+            text_KD = torch.from_numpy(self.query_text_KD).to(device)
+            query_QK = query_probs(query_embeds_QD, text_KD, _floats(row["void_logits"]))
+        valid_Q = torch.ones(row["n_proposals"], dtype=torch.bool, device=device)
         if regions is not None:
             valid_Q = regions.valid_Q
-            region_VK = region_probs(regions.clip_embeds_VD.reshape(-1, text_KD.shape[1]), text_KD)
+            clip_embeds_VD = regions.clip_embeds_VD.reshape(-1, num_dims)
+            text_KD = torch.from_numpy(self.region_text_KD).to(device)
+            region_VK = region_probs(clip_embeds_VD, text_KD, self.logit_scale)
         seen_K = None if self.seen is None else torch.tensor(self.seen, device=device)
-        return fuse(query_QK, region_VK, valid_Q, seen_K, self.ensemble_weight)
+        return fuse(
+            query_QK,
+            region_VK,
+            valid_Q,
+            seen_K,
+            self.ensemble_weight,
+            keep_invalid=self.keep_invalid,
+        )
 
 
 def _pixels(row: Row) -> Tensor:

@@ -30,12 +30,12 @@ def main() -> None:
     images = decoded(int(sys.argv[1]) if len(sys.argv) > 1 else 60)
     card = find_proposer("maskformer").describe(None)
     source = ClipSource.of("embedded", None)
-    encode = Clip.load(source).encode_text
+    text_KD = text_classifier(Clip.load(source).encode_text, Vocabulary.of(class_names()), SINGLE)
     classify = Classify(
         classifier="crops", clip=source, crops=CropSettings(), crop_batch=256,
         names=class_names(), seen=seen_flags(),
-        text_KD=text_classifier(encode, Vocabulary.of(class_names()), SINGLE),
-        ensemble=True, ensemble_weight=0.8, min_score=0.0, divisor=card.divisor,
+        query_text_KD=text_KD, region_text_KD=text_KD, logit_scale=100.0, ensemble=True,
+        ensemble_weight=0.8, keep_invalid=True, min_score=0.0, divisor=card.divisor,
         precision="float32", fingerprint="", run_id="",
     )  # fmt: skip
     maps, sizes = {}, {}
