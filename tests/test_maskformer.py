@@ -1,0 +1,122 @@
+"""The MaskFormer module: batching, heads, and its directory of weights."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.models.maskformer import BackboneConfig, MaskFormer, MaskFormerConfig
+from schemas.errors import ModelError
+
+TINY = MaskFormerConfig(
+    backbone=BackboneConfig(
+        name="resnet18", options={"layers": [1, 1, 1, 1], "channels": [16, 16, 32, 32]}
+    ),
+    fpn_channels=32,
+    mask_channels=32,
+    hidden_channels=32,
+    heads=4,
+    feedforward_channels=64,
+    decoder_layers=3,
+    dropout=0.0,
+    queries=5,
+    query_head_channels=32,
+    embedding_dim=16,
+    seen_classes=("red circle",),
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> MaskFormer:
+    torch.manual_seed(0)
+    return MaskFormer(TINY).eval()
+
+
+@pytest.fixture(scope="module")
+def pixels() -> torch.Tensor:
+    return torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_output_has_the_documented_shapes(model, pixels):
+    output = model(pixels)
+    assert output.mask_logits_BQhw.shape == (3, 5, 16, 24)
+    assert output.query_embeds_BQD.shape == (3, 5, 16)
+    torch.testing.assert_close(output.query_embeds_BQD.norm(dim=-1), torch.ones(3, 5))
+    assert output.void_logits_BQ.abs().max() <= 100.001
+    assert output.class_logits(torch.eye(16)[:7]).shape == (3, 5, 8)
+    assert output.aux == ()
+
+
+@torch.no_grad()
+def test_a_batch_equals_its_images_one_by_one(model, pixels):
+    together = model(pixels)
+    for index in range(len(pixels)):
+        alone = model(pixels[index : index + 1])
+        for name in ("mask_logits_BQhw", "query_embeds_BQD", "void_logits_BQ"):
+            torch.testing.assert_close(
+                getattr(together, name)[index], getattr(alone, name)[0], atol=1e-4, rtol=1e-4
+            )
+
+
+@torch.no_grad()
+def test_evaluation_equals_the_last_layer_of_training(model, pixels):
+    evaluated = model(pixels)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()  # its batch statistics are the one other difference between the modes
+    trained = model(pixels)
+    model.eval()
+    assert len(trained.aux) == 2
+    torch.testing.assert_close(trained.mask_logits_BQhw, evaluated.mask_logits_BQhw)
+    torch.testing.assert_close(trained.query_embeds_BQD, evaluated.query_embeds_BQD)
+    assert (trained.aux[0].query_embeds_BQD - evaluated.query_embeds_BQD).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_the_decoder_norm_is_not_fed_back(model, pixels):
+    before = model(pixels).query_embeds_BQD
+    inputs = []
+    hook = model.decoder_layers[1].register_forward_hook(lambda _, args, __: inputs.append(args[0]))
+    model(pixels)
+    model.decoder_norm.weight.mul_(3.0)
+    after = model(pixels).query_embeds_BQD
+    model.decoder_norm.weight.div_(3.0)
+    hook.remove()
+    torch.testing.assert_close(inputs[0], inputs[1])
+    assert (before - after).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_saved_and_loaded_is_the_same_model(model, pixels, tmp_path):
+    model.save(tmp_path)
+    loaded = MaskFormer.load(tmp_path)
+    assert loaded.config == model.config
+    torch.testing.assert_close(loaded(pixels).mask_logits_BQhw, model(pixels).mask_logits_BQhw)
+    model.save(tmp_path, dtype=torch.float16)
+    halves = MaskFormer.load(tmp_path)
+    assert {value.dtype for value in halves.parameters()} == {torch.float32}
+
+
+def test_every_weight_that_does_not_fit_is_named(model, tmp_path):
+    model.save(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    weights["stray"] = weights.pop("no_object")
+    weights["queries.weight"] = weights["queries.weight"][:2].contiguous()
+    save_file(weights, file)
+    with pytest.raises(ModelError) as caught:
+        MaskFormer.load(tmp_path)
+    assert "missing no_object; unexpected stray; queries.weight has shape (2, 32)" in str(
+        caught.value
+    )
+
+
+def test_a_directory_without_weights_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"config\.json"):
+        MaskFormer.load(tmp_path)
+
+
+def test_an_unknown_backbone_is_refused_with_the_known_ones():
+    with pytest.raises(ModelError, match="'vgg'; there are timm"):
+        MaskFormer(TINY.model_copy(update={"backbone": BackboneConfig(kind="vgg")}))
