@@ -132,7 +132,7 @@ def show_inspect(result: "InspectResult", console: Console) -> int:
     """Print what was found; 1 when it would not load."""
     console.print(f"{result.path}: {result.kind}", highlight=False, markup=False)
     for name, value in result.facts.items():
-        console.print(f"  {name:<22}{value}", highlight=False, markup=False)
+        console.print(f"  {name:<22}{value}", highlight=False, markup=False, soft_wrap=True)
     for part, count in result.parameters.items():
         console.print(f"  {count:>12,} parameters in {part}", highlight=False, markup=False)
     for problem in result.problems:
