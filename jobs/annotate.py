@@ -27,6 +27,7 @@ from pipeline.stages.classify import Classify
 from pipeline.stages.fetch import FetchDecode
 from pipeline.stages.propose import Propose
 from pipeline.storage import hide_secrets
+from pipeline.truth import Truths
 from schemas.annotation import SCHEMA_VERSION
 from schemas.config import AnnotateConfig
 from schemas.errors import ModelError, SegmillError
@@ -71,7 +72,7 @@ class _Plan:
         """All that decides a label: two runs that agree in it give equal labels."""
         settings = (
             "proposer classifier mask_threshold mask_fill mask_expand_ratio mask_matting "
-            "ensemble ensemble_weight invalid_proposals min_score mask_precision "
+            "ensemble ensemble_weight oracle_truth invalid_proposals min_score mask_precision "
             "clip_precision crop_side logit_scale"
         )
         return {
@@ -147,6 +148,8 @@ def _check(config: AnnotateConfig, progress: Progress) -> _Plan:
         raise ModelError(
             f"ensemble is off, but proposer {config.proposer!r} has no query scores of its own"
         )
+    if config.oracle_truth is not None:
+        Truths.find(config.oracle_truth)
     progress.say(f"listing {hide_secrets(config.source)}")
     inventory = take_inventory(config.source, config.extensions)
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
@@ -201,6 +204,7 @@ def _run(plan: _Plan, progress: Progress) -> list[DataFile]:
             ensemble=config.ensemble,
             ensemble_weight=config.ensemble_weight,
             keep_invalid=config.invalid_proposals == "boosted",
+            oracle_truth=config.oracle_truth,
             min_score=config.min_score,
             divisor=plan.proposer.divisor,
             precision=config.mask_precision,

@@ -145,7 +145,7 @@ def show_models(result: "ModelsResult", console: Console) -> int:
     for kind, entries in (("proposers", result.proposers), ("classifiers", result.classifiers)):
         console.print(kind, style="bold")
         for name, summary in entries.items():
-            console.print(f"  {name:<14}{summary}", highlight=False, markup=False)
+            console.print(f"  {name:<18}{summary}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

@@ -1,5 +1,7 @@
 """Image sizes of the method: shortest-edge resize and padding (spec 2.1, 2.2). Sizes are (H, W)."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -34,3 +36,12 @@ def resize_image(image: Image.Image, size: Size) -> NDArray[np.uint8]:
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(image, dtype=np.uint8)
+
+
+def resize_nearest(maps: NDArray[Any], size: Size) -> NDArray[Any]:
+    """Resize the last two axes (H, W): each pixel takes the value at its centre."""
+    rows, columns = (
+        ((np.arange(target) + 0.5) * (source / target)).astype(np.int64).clip(0, source - 1)
+        for source, target in zip(maps.shape[-2:], size, strict=True)
+    )
+    return maps[..., rows[:, None], columns]

@@ -1,8 +1,9 @@
-"""Ground truth: PNG label maps of class indices, matched to images by their paths.
+"""Maps beside images: files matched to images by their paths, PNG maps of class indices.
 
 Dimension key: H W pixels.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -24,24 +25,36 @@ class Truths:
     @classmethod
     def find(cls, directory: str) -> "Truths":
         """Collect the PNG files of a directory; raises SettingsError when there are none."""
-        by_stem: dict[str, list[Path]] = {}
-        for path in sorted(Path(directory).rglob("*.png")):
-            by_stem.setdefault(path.stem, []).append(path)
+        by_stem = files_by_stem(directory, {".png"})
         if not by_stem:
             raise SettingsError(f"there are no PNG label maps in {directory}")
         return cls(by_stem)
 
     def of(self, uri: str) -> Path | None:
         """Return the truth of an image, or None: of equal stems, the path that agrees furthest."""
-        image = PurePosixPath(uri)
-        candidates = self.by_stem.get(image.stem, [])
-        return max(candidates, key=lambda path: _agreement(path, image), default=None)
+        return matching(self.by_stem, uri)
 
 
-def _agreement(truth: Path, image: PurePosixPath) -> int:
+def files_by_stem(directory: str, suffixes: Collection[str]) -> dict[str, list[Path]]:
+    """Collect the files of some suffixes anywhere below a directory, by stem, in order."""
+    by_stem: dict[str, list[Path]] = {}
+    for path in sorted(Path(directory).rglob("*")):
+        if path.suffix in suffixes and path.is_file():
+            by_stem.setdefault(path.stem, []).append(path)
+    return by_stem
+
+
+def matching(by_stem: Mapping[str, list[Path]], uri: str) -> Path | None:
+    """Return the file of an image's stem, or None: of several, the path that agrees furthest."""
+    image = PurePosixPath(uri)
+    candidates = by_stem.get(image.stem, [])
+    return max(candidates, key=lambda path: _agreement(path, image), default=None)
+
+
+def _agreement(file: Path, image: PurePosixPath) -> int:
     """Count the parent folders, from the innermost outwards, that bear the same name."""
     agreed = 0
-    for mine, theirs in zip(truth.parts[-2::-1], image.parts[-2::-1], strict=False):
+    for mine, theirs in zip(file.parts[-2::-1], image.parts[-2::-1], strict=False):
         if mine != theirs:
             break
         agreed += 1
@@ -49,16 +62,27 @@ def _agreement(truth: Path, image: PurePosixPath) -> int:
 
 
 def read_label_map(path: Path) -> NDArray[np.int32]:
-    """Read a PNG of class indices (palette or grey), (H, W).
+    """Read a truth, a PNG of class indices (palette or grey), (H, W).
 
     Raises SettingsError for a file that cannot be decoded and for a colour image.
     """
     try:
+        return read_indices(path)
+    except ValueError as error:
+        raise SettingsError(f"truth {error}") from None
+
+
+def read_indices(path: Path) -> NDArray[np.int32]:
+    """Read an image of indices (palette or grey), (H, W).
+
+    Raises ValueError for a file that cannot be decoded and for a colour image.
+    """
+    try:
         with Image.open(path) as file:
             mode = file.mode
-            label_map_HW = np.asarray(file)
+            indices_HW = np.asarray(file)
     except Exception as error:  # decoders raise almost any type on corrupt files
-        raise SettingsError(f"cannot read truth {path}: {type(error).__name__}: {error}") from None
+        raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
     if mode not in _INDEX_MODES:
-        raise SettingsError(f"truth {path} is a {mode} image, not one of class indices")
-    return label_map_HW.astype(np.int32)
+        raise ValueError(f"{path} is a {mode} image, not one of indices")
+    return indices_HW.astype(np.int32)

@@ -97,6 +97,11 @@ class EnsembleSettings(Config):
     ensemble_weight: float = Field(
         0.8, ge=0, le=1, description="exponent of the query score for seen classes; 0: CLIP alone"
     )
+    oracle_truth: str | None = Field(
+        None,
+        description="directory of PNG label maps: label proposals by their IoU with the truth "
+        "instead of by any score (the upper bound that the proposals leave)",
+    )
     invalid_proposals: Literal["boosted", "dropped"] = Field(
         "boosted",
         description="proposals without a pixel above the threshold: CLIP score 1 as in the "

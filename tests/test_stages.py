@@ -284,6 +284,7 @@ def classify(clip, text_KD):
             "ensemble": True,
             "ensemble_weight": 0.8,
             "min_score": 0.0,
+            "oracle_truth": None,
             "divisor": 32,
             "precision": "float16",
             "fingerprint": "f",
@@ -512,3 +513,39 @@ def test_an_unknown_proposer_or_classifier_is_raised_with_what_there_is(classify
         Propose("x", None, 32, "float16")(decoded)
     with pytest.raises(ModelError, match="no classifier 'x'; there are crops"):
         classify(precision="float32", classifier="x")(proposals(proposed_row()))
+
+
+@pytest.fixture
+def quarters(tmp_path):
+    """Two images of 60 x 120 and, beside them, maps of three regions; one image has no map."""
+    images, maps = tmp_path / "images", tmp_path / "maps"
+    images.mkdir()
+    maps.mkdir()
+    for name in ("one", "two"):
+        (images / f"{name}.png").write_bytes(png(60, 120))
+    regions_HW = np.zeros((60, 120), dtype=np.uint8)
+    regions_HW[:, 60:] = 1
+    regions_HW[40:, :60] = 2
+    Image.fromarray(regions_HW).save(maps / "one.png")
+    return images, maps, regions_HW
+
+
+def test_precomputed_masks_are_matched_by_uri_and_a_missing_one_is_quarantined(quarters):
+    images, maps, _ = quarters
+    listed = take_inventory(str(images), ("png",)).images
+    proposed = conform(Propose("precomputed", str(maps), 32, "float16")(FETCH(listed)), PROPOSED)
+    rows = by_name(proposed)
+    assert rows["one.png"]["n_proposals"] == 3
+    assert rows["two.png"]["status"] == QUARANTINED
+    assert "no mask file" in rows["two.png"]["error"]["message"]
+
+
+def test_the_oracle_gives_each_proposal_its_true_class(quarters, classify):
+    images, maps, regions_HW = quarters
+    listed = take_inventory(str(images / "one.png"), ("png",)).images
+    proposed = Propose("precomputed", str(maps), 32, "float16")(FETCH(listed))
+    row = classify(oracle_truth=str(maps))(proposed).to_pylist()[0]
+    found_HW = decode_label_map(row["segments"], (60, 120))
+    # Masks travel at a quarter of the resized image, so edges may move by a few pixels.
+    assert (found_HW == regions_HW).mean() > 0.95
+    assert {segment["label"] for segment in row["segments"]} == set(NAMES)

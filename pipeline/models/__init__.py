@@ -6,11 +6,12 @@ Adding a model is one new file that defines an entry, and one line here.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.resize import Size
 from schemas.errors import ModelError
 
 if TYPE_CHECKING:
@@ -49,13 +50,24 @@ class Proposer(Protocol):
         """Return the proposals of RGB images (H, W, 3) that share one padded size."""
 
 
+@runtime_checkable
+class Lookup(Protocol):
+    """Proposals that were made elsewhere: an image is known by its uri, not by its pixels."""
+
+    def look_up(self, uri: str, size: Size, image_size: Size) -> Proposals:
+        """Return the proposals of an image of original `size`, resized to `image_size`.
+
+        Raises ValueError when there are none for it, or they do not fit.
+        """
+
+
 @dataclass(frozen=True)
 class ProposerEntry:
     """One line of the registry: how to describe and how to load a proposer."""
 
     summary: str
     describe: Callable[[str | None], ProposerCard]  # weights -> card, loading no model
-    load: Callable[[str | None, str], Proposer]  # weights, device -> proposer
+    load: Callable[[str | None, str], Proposer | Lookup]  # weights, device -> proposer
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,12 @@ def _lazy(module: str, name: str) -> Callable[[], Any]:
 PROPOSERS: Mapping[str, Callable[[], ProposerEntry]] = {
     "maskformer": _lazy("pipeline.models.maskformer_proposer", "MASKFORMER"),
     "felzenszwalb": _lazy("pipeline.models.felzenszwalb", "FELZENSZWALB"),
+    "selective-search": _lazy("pipeline.models.selective_search", "SELECTIVE_SEARCH"),
+    "precomputed": _lazy("pipeline.models.precomputed", "PRECOMPUTED"),
+    "contours": _lazy("pipeline.models.contours", "CONTOURS"),
+    "transformers": _lazy("pipeline.models.universal_segmenter", "UNIVERSAL_SEGMENTER"),
+    "sam2": _lazy("pipeline.models.sam", "SAM2"),
+    "sam3": _lazy("pipeline.models.sam", "SAM3"),
 }
 
 CLASSIFIERS: Mapping[str, Callable[[], ClassifierEntry]] = {

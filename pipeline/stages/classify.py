@@ -20,9 +20,11 @@ from pipeline.models import RegionEmbedder, RegionEmbeds, find_classifier
 from pipeline.models.clip import Clip, ClipSource
 from pipeline.models.crops import CropSettings
 from pipeline.models.device import pick_device
-from pipeline.resize import padded_size
+from pipeline.oracle import oracle_scores
+from pipeline.resize import padded_size, resize_nearest
 from pipeline.segments import encode_segments
 from pipeline.stages.rows import Row, image_of, is_quarantined, isolate
+from pipeline.truth import Truths, read_label_map
 from schemas.annotation import ANNOTATED, table_from_rows
 
 
@@ -46,6 +48,7 @@ class Classify:
     ensemble_weight: float
     keep_invalid: bool
     min_score: float
+    oracle_truth: str | None  # directory of label maps that take the place of all scores
     divisor: int
     precision: Precision
     fingerprint: str
@@ -70,10 +73,15 @@ class Classify:
         kept = {name: row[name] for name in ANNOTATED.names if name in row}
         return {"segments": [], **kept, "fingerprint": self.fingerprint, "run_id": self.run_id}
 
+    @cached_property
+    def truths(self) -> Truths | None:
+        """The label maps of the oracle, listed at first use."""
+        return None if self.oracle_truth is None else Truths.find(self.oracle_truth)
+
     @torch.inference_mode()
     def _classify(self, rows: Sequence[Row]) -> list[Row]:
         embeds: Sequence[RegionEmbeds | None] = [None] * len(rows)
-        if self.ensemble:
+        if self.ensemble and self.oracle_truth is None:
             # Masks are made again for the label map: holding those of a whole batch would cost
             # hundreds of megabytes an image, making them costs one interpolation.
             embeds = self.embedder.embed((_pixels(row), self._masks(row)) for row in rows)
@@ -88,7 +96,10 @@ class Classify:
 
     def _label(self, row: Row, regions: RegionEmbeds | None) -> Row:
         masks_QHW = self._masks(row)
-        class_scores_QK = self._class_scores(row, regions)
+        if self.truths is not None:
+            class_scores_QK = self._oracle_scores(row, masks_QHW, self.truths)
+        else:
+            class_scores_QK = self._class_scores(row, regions)
         labels = label_map(class_scores_QK, masks_QHW, (row["height"], row["width"]))
         segments = encode_segments(
             labels.classes_HW.cpu().numpy(),
@@ -104,6 +115,13 @@ class Classify:
             "mean_score": weighted / area if area else None,
             "segments": segments,
         }
+
+    def _oracle_scores(self, row: Row, masks_QHW: Tensor, truths: Truths) -> Tensor:
+        path = truths.of(row["uri"])
+        if path is None:
+            raise ValueError(f"there is no truth for the oracle in {self.oracle_truth}")
+        truth_HW = resize_nearest(read_label_map(path), (row["image_height"], row["image_width"]))
+        return oracle_scores(masks_QHW, truth_HW, len(self.names))
 
     def _class_scores(self, row: Row, regions: RegionEmbeds | None) -> Tensor:
         device = pick_device()

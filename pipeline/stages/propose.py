@@ -13,7 +13,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from pipeline.masks import Precision, pack_logits
-from pipeline.models import Proposer, find_proposer
+from pipeline.models import Lookup, Proposer, find_proposer
 from pipeline.models.device import pick_device
 from pipeline.resize import Size, padded_size
 from pipeline.stages.rows import Row, image_of, is_quarantined, isolate
@@ -33,7 +33,7 @@ class Propose:
     precision: Precision
 
     @cached_property
-    def model(self) -> Proposer:
+    def model(self) -> Proposer | Lookup:
         """The proposer, loaded at first use."""
         return find_proposer(self.proposer).load(self.weights, pick_device())
 
@@ -55,7 +55,18 @@ class Propose:
 
     def _propose(self, rows: Sequence[Row]) -> list[Row]:
         proposed = []
-        found_per_image = self.model.propose([image_of(row) for row in rows])
+        model = self.model
+        if isinstance(model, Lookup):
+            found_per_image = [
+                model.look_up(
+                    row["uri"],
+                    (row["height"], row["width"]),
+                    (row["image_height"], row["image_width"]),
+                )
+                for row in rows
+            ]
+        else:
+            found_per_image = model.propose([image_of(row) for row in rows])
         for row, found in zip(rows, found_per_image, strict=True):
             packed = pack_logits(found.mask_logits_Qhw, self.precision)
             proposed.append(

@@ -35,8 +35,8 @@ def main() -> None:
         classifier="crops", clip=source, crops=CropSettings(), crop_batch=256,
         names=class_names(), seen=seen_flags(),
         query_text_KD=text_KD, region_text_KD=text_KD, logit_scale=100.0, ensemble=True,
-        ensemble_weight=0.8, keep_invalid=True, min_score=0.0, divisor=card.divisor,
-        precision="float32", fingerprint="", run_id="",
+        ensemble_weight=0.8, keep_invalid=True, oracle_truth=None, min_score=0.0,
+        divisor=card.divisor, precision="float32", fingerprint="", run_id="",
     )  # fmt: skip
     maps, sizes = {}, {}
     for precision in ("float32", "float16", "uint8"):
