@@ -98,6 +98,7 @@ def show_demo(result: "DemoResult", console: Console) -> int:
         f"seen mIoU {result.seen_miou:.3f}, unseen mIoU {result.unseen_miou:.3f}, "
         f"hIoU {result.hiou:.3f}; open {result.report} in a browser",
         highlight=False,
+        soft_wrap=True,
     )
     _print_json(
         {
