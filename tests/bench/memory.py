@@ -3,7 +3,7 @@
     python -m tests.bench.memory [small] [large]
 
 Memory is the proportional set size (shared pages counted once) of the command and everything it
-started, sampled twice a second. Images are 480 x 640 JPEG files of synthetic scenes; decode,
+started, sampled twice a second. Images are 240 x 320 JPEG files of synthetic scenes; decode,
 proposals, CLIP and writing are the real ones with the embedded models.
 """
 
@@ -33,7 +33,7 @@ def main() -> None:
             source = Path(folder) / f"images-{count}"
             source.mkdir()
             for index in range(count):
-                picture = Image.fromarray(pictures[index % SCENES]).resize((640, 480))
+                picture = Image.fromarray(pictures[index % SCENES]).resize((320, 240))
                 picture.save(source / f"{index:06}.jpg", quality=90)
             figures[count] = measure(source, Path(folder) / f"labels-{count}")
     (peak_small, seconds_small), (peak_large, seconds_large) = figures.values()
