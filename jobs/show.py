@@ -27,17 +27,26 @@ def show_annotate(result: "AnnotateResult", console: Console) -> int:
     def add(number: int, what: str) -> None:
         table.add_row(str(number), what, f"{number / counts.inventory:.1%}")
 
+    changes = result.changes
     add(counts.inventory, "in the inventory")
+    add(changes.kept, "  were done before")
+    add(changes.done, "  done by this run")
+    if changes.from_embeddings:
+        add(changes.from_embeddings, "    from kept embeddings")
     add(counts.labelled, "labelled")
     add(counts.quarantined, "quarantined")
     for reason, number in counts.reasons.items():
         add(number, f"  {reason}")
     console.print(table)
+    if not result.published:
+        console.print("nothing has changed: this version stays the newest")
+    if changes.removed:
+        console.print(f"{changes.removed} images of the version before are no longer there")
     if result.ignored:
         console.print(f"{result.ignored} other files were passed over (see --extensions)")
     if result.repeated:
         console.print(f"{result.repeated} repeated entries of the list were taken once")
-    rate = counts.inventory / result.seconds
+    rate = changes.done / result.seconds
     console.print(f"{result.seconds:.1f} s, {rate:.2f} images/s with start-up", highlight=False)
     if result.too_many_bad:
         console.print("too many images were quarantined (see --max-bad-fraction)", style="red")
@@ -45,8 +54,12 @@ def show_annotate(result: "AnnotateResult", console: Console) -> int:
         {
             "output": result.output,
             "version": result.version,
+            "published": result.published,
             "run_id": result.run_id,
             "images": counts.inventory,
+            "done": changes.done,
+            "from_embeddings": changes.from_embeddings,
+            "removed": changes.removed,
             "labelled": counts.labelled,
             "quarantined": counts.quarantined,
             "seconds": round(result.seconds, 2),

@@ -147,7 +147,21 @@ class AnnotateConfig(
     output: str = Field(
         description="dataset directory: a path, or a URL such as s3://bucket/labels"
     )
-    rows_per_file: int = Field(4096, ge=1, description="images per Parquet file")
+    rows_per_file: int = Field(32_768, ge=1, description="images per Parquet file, at most")
+    keep_embeddings: bool = Field(
+        False,
+        description="store masks and CLIP vectors, megabytes an image: other classes, prompts and "
+        "thresholds then cost no model, and another CLIP no proposals",
+    )
+    retry_quarantined: bool = Field(
+        False, description="try the images again that were given up, also where nothing changed"
+    )
+    lock_ttl_s: float = Field(
+        60.0, gt=0, description="a run that was silent for so many seconds has lost the dataset"
+    )
+    plan_memory_mb: int = Field(
+        1024, ge=64, description="memory for comparing source and dataset, in MiB; the rest spills"
+    )
     max_bad_fraction: float = Field(
         0.05, ge=0, le=1, description="exit with 1 when more of the images are quarantined"
     )
