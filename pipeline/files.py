@@ -6,10 +6,12 @@ Paths are relative to the dataset. Every failure is an OutputError of one line.
 import errno
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Final, TypeVar
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -69,25 +71,36 @@ def create_bytes(dataset: str, path: str, data: bytes) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class FileFacts:
+    """Size in bytes, and time of the last change in seconds since 1970 where the store tells."""
+
+    size_bytes: int
+    changed: float | None
+
+
 def list_files(dataset: str, folder: str) -> list[str]:
     """Return the paths of all files below a folder, sorted; none where there is no folder."""
+    return list(list_facts(dataset, folder))
+
+
+def list_facts(dataset: str, folder: str) -> dict[str, FileFacts]:
+    """Return all files below a folder, by path in order; none where there is no folder."""
     fs, root = open_store(dataset, OutputError)
     with _errors("list", dataset):
         try:
-            found = _retried(fs, lambda: fs.find(f"{root}/{folder}"))
+            found = _retried(fs, lambda: fs.find(f"{root}/{folder}", detail=True))
         except FileNotFoundError:
-            return []
-    return sorted(name.removeprefix(f"{root}/") for name in found)
+            return {}
+    return {
+        path.removeprefix(f"{root}/"): FileFacts(int(info["size"] or 0), _changed(info))
+        for path, info in sorted(found.items())
+    }
 
 
-def file_facts(dataset: str, path: str) -> tuple[int, float | None]:
-    """Return size in bytes and time of the last change, in seconds since 1970, where known."""
-    fs, root = open_store(dataset, OutputError)
-    with _errors("read", dataset, FileNotFoundError):
-        info = _retried(fs, lambda: fs.info(f"{root}/{path}"))
+def _changed(info: Mapping[str, Any]) -> float | None:
     changed = info.get("mtime") or info.get("LastModified") or info.get("last_modified")
-    timestamp = getattr(changed, "timestamp", None)
-    return int(info["size"]), timestamp() if timestamp else changed
+    return changed.timestamp() if isinstance(changed, datetime) else changed
 
 
 def delete_files(dataset: str, paths: Sequence[str]) -> None:
@@ -108,9 +121,9 @@ def delete_files(dataset: str, paths: Sequence[str]) -> None:
         in_parallel(delete, paths)
 
 
-def in_parallel(work: Callable[[str], T], paths: Sequence[str]) -> list[T]:
+def in_parallel(work: Callable[[str], T], paths: Sequence[str], threads: int = _THREADS) -> list[T]:
     """Apply `work` to every path in a few threads, for it waits for a store; keep the order."""
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(work, paths))
 
 

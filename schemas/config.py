@@ -183,6 +183,37 @@ class EvaluateConfig(Config):
     version: int | None = Field(None, ge=1, description="dataset version; the newest if absent")
 
 
+class VersionsConfig(Config):
+    """List the published versions of a dataset."""
+
+    dataset: str = Field(description="dataset directory or URL")
+
+
+class VerifyConfig(Config):
+    """Read a version again and check files, hashes, the account of rows, and label maps."""
+
+    dataset: str = Field(description="dataset directory or URL")
+    version: int | None = Field(None, ge=1, description="dataset version; the newest if absent")
+    sample: int = Field(
+        1000, ge=0, description="images, about, of which the label map is checked as well"
+    )
+    all_label_maps: bool = Field(False, description="check the label map of every image")
+
+
+class VacuumConfig(Config):
+    """Delete old versions, and files that no version names; shows only what it would delete."""
+
+    dataset: str = Field(description="dataset directory or URL")
+    delete: bool = Field(False, description="really delete")
+    keep_versions: int = Field(10, ge=1, description="the newest versions to keep")
+    older_than_hours: float = Field(
+        168.0, ge=0, description="keep every version and file that is younger"
+    )
+    lock_ttl_s: float = Field(
+        60.0, gt=0, description="a run that was silent for so many seconds has lost the dataset"
+    )
+
+
 class ReportConfig(Config):
     """Write one self-contained HTML page with images, labels and, if given, the truth."""
 
