@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.models.maskformer import LayerOutput, MaskFormer
+from pipeline.models.maskformer import LOGIT_SCALE, LayerOutput, MaskFormer
 from pipeline.models.maskformer_proposer import network_input
 from pipeline.training.schedule import PaperOptimiser, poly
 from pipeline.training.set_loss import (
@@ -79,8 +79,7 @@ def settings() -> LossSettings:
     """The loss's weights: the network's own for no object, the others from what they did."""
     case = next(iter(record()["cases"].values()))
     class_weight, mask_weight, dice_weight = (
-        round(case["losses_weighted"][name] / case["losses_unweighted"][name], 4)
-        for name in LOSSES
+        round(case["losses_weighted"][name] / case["losses_unweighted"][name], 4) for name in LOSSES
     )
     no_object_weight = float(parts(network()).unused["criterion.empty_weight"][-1])
     return LossSettings(class_weight, mask_weight, dice_weight, no_object_weight)
@@ -226,18 +225,44 @@ def test_golden_layer_outputs(case):
         close(found, expected, noise(network(), "mask_logits"))
 
 
+def stored_layers(case: Case) -> dict[int, LayerOutput]:
+    """The layers whose logits are all stored. Their class logits are those with unit vectors."""
+    layers = {}
+    for (layer,) in case.given(r"layer(\d+)\.mask_logits"):
+        class_logits_BQK = stored(f"{case.name}.layer{layer}.logits")
+        mask_logits = stored(f"{case.name}.layer{layer}.mask_logits")
+        mask_logits_BQhw = mask_logits.view(*class_logits_BQK.shape[:2], *mask_logits.shape[-2:])
+        embeds_BQK = class_logits_BQK[..., :-1] / LOGIT_SCALE
+        layers[int(layer)] = LayerOutput(mask_logits_BQhw, embeds_BQK, class_logits_BQK[..., -1])
+    return layers
+
+
 @each_case
 def test_golden_costs_of_stored_logits(case):
-    fed = case.given(r"layer(\d+)\.mask_logits")
+    fed = stored_layers(case)
     if not fed:
         pytest.skip("this case stores no mask logits")
-    for (layer,) in fed:
-        mask_logits_BQhw = stored(f"{case.name}.layer{layer}.mask_logits")
-        mask_logits_LBQhw = mask_logits_BQhw.view(1, len(case.indices), *mask_logits_BQhw.shape[-3:])
-        class_logits_LBQK = stored(f"{case.name}.layer{layer}.logits")[None]
-        found = matching_costs(mask_logits_LBQhw, class_logits_LBQK, case.targets, settings())
-        for row, expected in [(row, cost) for at, row, cost in case.costs() if at == int(layer)]:
-            close(found[0, row, :, : expected.shape[1]], expected, 1e-5)
+    unit_KK = torch.eye(len(record()["seen_names"]))
+    for layer, output in fed.items():
+        logits = output.mask_logits_BQhw[None], output.class_logits(unit_KK)[None]
+        found = matching_costs(*logits, case.targets, settings())
+        expected = [(row, cost_QM) for at, row, cost_QM in case.costs() if at == layer]
+        assert expected
+        for row, cost_QM in expected:
+            close(found[0, row, :, : cost_QM.shape[1]], cost_QM, 1e-5)
+
+
+@each_case
+def test_golden_losses_of_stored_logits(case):
+    fed = stored_layers(case)
+    if not fed:
+        pytest.skip("this case stores no mask logits")
+    unit_KK = torch.eye(len(record()["seen_names"]))
+    found = set_losses([*fed.values()], unit_KK, case.targets, settings())
+    for layer, losses in zip(fed, found.tolist(), strict=True):
+        suffix = "" if layer == len(case.layers) - 1 else f"_{layer}"
+        expected = [case.record["losses_unweighted"][f"{name}{suffix}"] for name in LOSSES]
+        assert losses == pytest.approx(expected, rel=1e-5)
 
 
 @each_case
@@ -250,9 +275,7 @@ def test_golden_assignment_of_stored_costs(case):
 
 @each_case
 def test_golden_costs_and_assignment(case):
-    found = matching_costs(
-        case.mask_logits_LBQhw, case.class_logits_LBQK, case.targets, settings()
-    )
+    found = matching_costs(case.mask_logits_LBQhw, case.class_logits_LBQK, case.targets, settings())
     pairs_4R = match(found, case.targets.counts)
     for layer, row, expected in case.costs():
         close_to_largest(found[layer, row, :, : expected.shape[1]], expected, LOSS_TOLERANCE)
@@ -276,7 +299,9 @@ def test_golden_gradient_norms(case):
     norms = {name: value.norm().item() for name, value in case.gradients.items()}
     total = case.record["grad_norm_total"]
     # Some gradients are zero but for rounding: the first layer's queries all hold the same.
-    assert norms == pytest.approx(case.record["grad_norms"], rel=GRADIENT_TOLERANCE, abs=1e-9 * total)
+    assert norms == pytest.approx(
+        case.record["grad_norms"], rel=GRADIENT_TOLERANCE, abs=1e-9 * total
+    )
     assert np.linalg.norm([*norms.values()]) == pytest.approx(total, rel=GRADIENT_TOLERANCE)
 
 
