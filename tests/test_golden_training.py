@@ -185,7 +185,15 @@ class Case:
 
 CASES = [Case(name) for name in record()["cases"]]
 
+
+def cases_with(pattern: str) -> pytest.MarkDecorator:
+    """Every case that stores an array of this pattern."""
+    found = [case for case in CASES if case.given(pattern)]
+    return pytest.mark.parametrize("case", found, ids=[case.name for case in found])
+
+
 each_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+each_fed_case = cases_with(r"layer(\d+)\.mask_logits")
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
@@ -237,11 +245,9 @@ def stored_layers(case: Case) -> dict[int, LayerOutput]:
     return layers
 
 
-@each_case
+@each_fed_case
 def test_golden_costs_of_stored_logits(case):
     fed = stored_layers(case)
-    if not fed:
-        pytest.skip("this case stores no mask logits")
     unit_KK = torch.eye(len(record()["seen_names"]))
     for layer, output in fed.items():
         logits = output.mask_logits_BQhw[None], output.class_logits(unit_KK)[None]
@@ -252,11 +258,9 @@ def test_golden_costs_of_stored_logits(case):
             close(found[0, row, :, : cost_QM.shape[1]], cost_QM, 1e-5)
 
 
-@each_case
+@each_fed_case
 def test_golden_losses_of_stored_logits(case):
     fed = stored_layers(case)
-    if not fed:
-        pytest.skip("this case stores no mask logits")
     unit_KK = torch.eye(len(record()["seen_names"]))
     found = set_losses([*fed.values()], unit_KK, case.targets, settings())
     for layer, losses in zip(fed, found.tolist(), strict=True):
@@ -305,12 +309,9 @@ def test_golden_gradient_norms(case):
     assert np.linalg.norm([*norms.values()]) == pytest.approx(total, rel=GRADIENT_TOLERANCE)
 
 
-@each_case
+@cases_with(r"grad\.(.+)")
 def test_golden_gradients(case):
-    names = case.given(r"grad\.(.+)")
-    if not names:
-        pytest.skip("this case stores no gradients")
-    for (name,) in names:
+    for (name,) in case.given(r"grad\.(.+)"):
         expected = stored(f"{case.name}.grad.{name}")
         found = case.gradients[name].view_as(expected)
         close_to_largest(found, expected, GRADIENT_TOLERANCE)
@@ -345,10 +346,7 @@ def test_golden_optimiser_groups():
     assert in_their_layout(found).keys() == expected.keys()
 
 
-STEPPED = [case for case in CASES if case.given(r"after_step\.(.+)")]
-
-
-@pytest.mark.parametrize("case", STEPPED, ids=[case.name for case in STEPPED])
+@cases_with(r"after_step\.(.+)")
 def test_golden_optimiser_step(case):
     case = Case(case.name)  # not the one that other tests use: the step changes its weights
     assert case.gradients
