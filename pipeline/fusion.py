@@ -1,8 +1,10 @@
 """From query scores and CLIP scores to a label map (spec 2.3, 2.5 to 2.7).
 
-Dimension key: Q proposals, K class names, D embedding, V valid proposals, H W pixels.
+Dimension key: Q proposals, K class names, D embedding, V valid proposals, H W pixels, T rows of a
+tile.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -84,28 +86,41 @@ class LabelMap:
 
 
 def label_map(class_scores_QK: Tensor, mask_probs_QHW: Tensor, size: Size) -> LabelMap:
-    """Return the label of every pixel of the original image of `size` (spec 2.7).
+    """Return the label of every pixel of the original image of `size` (spec 2.7)."""
+    device = mask_probs_QHW.device
+    classes = torch.zeros(size, dtype=torch.int64, device=device)
+    scores = torch.zeros(size, dtype=torch.float32, device=device)
+    for tile in score_tiles(class_scores_QK, mask_probs_QHW, size):
+        best_TW, classes[tile.rows] = tile.scores_KTW.max(dim=0)
+        scores[tile.rows] = best_TW / tile.evidence_TW.clamp_min(1e-12)
+    return LabelMap(classes, scores)
 
-    S = sum over q of F*M at the mask size, resized bilinearly, then argmax. Resizing and mixing
-    are both linear, so masks are resized and mixed in tiles of rows: S is never whole in memory.
+
+@dataclass(frozen=True, eq=False)
+class ScoreTile:
+    """Some rows of the score map S (K, T, W), and the sum of all masks there (T, W)."""
+
+    rows: slice
+    scores_KTW: Tensor
+    evidence_TW: Tensor
+
+
+def score_tiles(class_scores_QK: Tensor, mask_probs_QHW: Tensor, size: Size) -> Iterator[ScoreTile]:
+    """Yield the score map S of the original image of `size`, from top to bottom.
+
+    S = sum over q of F*M at the mask size, resized bilinearly. Resizing and mixing are both linear,
+    so masks are resized and mixed in tiles of rows: S is never whole in memory. Without proposals
+    it is 0.
     """
     height, width = size
-    num_queries = len(mask_probs_QHW)
-    device = mask_probs_QHW.device
-    classes = torch.zeros((height, width), dtype=torch.int64, device=device)
-    scores = torch.zeros((height, width), dtype=torch.float32, device=device)
-    if not num_queries:
-        return LabelMap(classes, scores)
-    per_row = width * (num_queries + class_scores_QK.shape[1])
-    rows_per_tile = max(1, _TILE_FLOATS // per_row)
-    rows = _bilinear_taps(mask_probs_QHW.shape[1], height, device)
+    num_floats = width * sum(class_scores_QK.shape)
+    rows_per_tile = max(1, _TILE_FLOATS // num_floats)
+    taps = _bilinear_taps(mask_probs_QHW.shape[1], height, mask_probs_QHW.device)
     for top in range(0, height, rows_per_tile):
-        tile = slice(top, min(top + rows_per_tile, height))
-        masks_QTW = _resize_rows(mask_probs_QHW, [tap[tile] for tap in rows], width)
+        rows = slice(top, min(top + rows_per_tile, height))
+        masks_QTW = _resize_rows(mask_probs_QHW, [tap[rows] for tap in taps], width)
         summed_KTW = torch.einsum("qk,qtw->ktw", class_scores_QK, masks_QTW)
-        best_TW, classes[tile] = summed_KTW.max(dim=0)
-        scores[tile] = best_TW / masks_QTW.sum(dim=0).clamp_min(1e-12)
-    return LabelMap(classes, scores)
+        yield ScoreTile(rows, summed_KTW, masks_QTW.sum(dim=0))
 
 
 def _bilinear_taps(source: int, target: int, device: torch.device) -> list[Tensor]:
@@ -121,6 +136,8 @@ def _bilinear_taps(source: int, target: int, device: torch.device) -> list[Tenso
 def _resize_rows(values_QHW: Tensor, rows: list[Tensor], width: int) -> Tensor:
     """Return some rows of the bilinearly resized maps, at the full target width."""
     top, bottom, down = rows
+    if not len(values_QHW):  # interpolate refuses an empty batch
+        return values_QHW.new_zeros((0, len(top), width))
     strip_QTW = torch.lerp(values_QHW[:, top], values_QHW[:, bottom], down[None, :, None])
     # The height stays, so this resizes along the width alone.
     return interpolate(

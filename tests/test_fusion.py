@@ -5,7 +5,14 @@ import torch
 from torch.nn.functional import interpolate
 
 import pipeline.fusion
-from pipeline.fusion import LOGIT_SCALE, fuse, label_map, query_probs, region_probs
+from pipeline.fusion import (
+    LOGIT_SCALE,
+    fuse,
+    label_map,
+    query_probs,
+    region_probs,
+    score_tiles,
+)
 
 ALL_VALID = torch.tensor([True])
 
@@ -148,6 +155,28 @@ def test_tiles_give_the_label_map_of_the_dense_computation(
     torch.testing.assert_close(found.classes_HW[clear_HW], classes_HW[clear_HW])
     torch.testing.assert_close(found.scores_HW, best_HW / evidence_1HW[0])
     assert 0 <= found.scores_HW.min() <= found.scores_HW.max() <= 1
+
+
+@pytest.mark.parametrize("tile_floats, count", [(1, 13), (500, 3), (2**20, 1)])
+def test_tiles_are_the_score_map_from_top_to_bottom(monkeypatch, random_scores, tile_floats, count):
+    monkeypatch.setattr(pipeline.fusion, "_TILE_FLOATS", tile_floats)
+    class_scores_QK, mask_probs_QHW = random_scores
+    tiles = list(score_tiles(class_scores_QK, mask_probs_QHW, (13, 8)))
+    assert len(tiles) == count
+    rows = [row for tile in tiles for row in range(13)[tile.rows]]
+    assert rows == list(range(13))
+    dense_KHW = interpolate(
+        torch.einsum("qk,qhw->khw", class_scores_QK, mask_probs_QHW)[None],
+        size=(13, 8),
+        mode="bilinear",
+        align_corners=False,
+    )[0]
+    torch.testing.assert_close(torch.cat([tile.scores_KTW for tile in tiles], dim=1), dense_KHW)
+
+
+def test_without_proposals_the_score_map_is_zero():
+    tiles = list(score_tiles(torch.zeros((0, 4)), torch.zeros((0, 2, 3)), (5, 7)))
+    assert torch.equal(torch.cat([tile.scores_KTW for tile in tiles], 1), torch.zeros((4, 5, 7)))
 
 
 def test_the_score_is_the_winners_share_of_the_evidence():

@@ -1,5 +1,7 @@
 """Golden: each stage from masks to labels, fed the stored output of the stage before (spec 2)."""
 
+import json
+import re
 from typing import Any
 
 import numpy as np
@@ -7,14 +9,45 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.fusion import LOGIT_SCALE, fuse, label_map, query_probs, region_probs
+import pipeline.fusion
+from pipeline.fusion import (
+    LOGIT_SCALE,
+    fuse,
+    label_map,
+    query_probs,
+    region_probs,
+    score_tiles,
+)
 from pipeline.masks import mask_probs
 from pipeline.models.crops import CropSettings, Regions, crop_regions, expand_box
+from pipeline.resize import Size, padded_size, resized_size
 from tests.golden import ROOT, Network, cases
 
 TOLERANCE = 1e-4
 
-pytestmark = pytest.mark.skipif(not cases(), reason=f"no golden sets at {ROOT}")
+
+def table(name: str) -> list[dict[str, Any]]:
+    """The rows of a golden table; the test is skipped where there is none."""
+    file = ROOT / name
+    if not file.is_file():
+        pytest.skip(f"no {file}")
+    return json.loads(file.read_text())
+
+
+def test_golden_sizes() -> None:
+    for entry in table("sizes.json"):
+        resized = resized_size(tuple(entry["orig"]), entry["short"], entry["long"])
+        assert [*resized] == entry["resized"], entry
+        assert [*padded_size(resized, 32)] == entry["padded"], entry
+
+
+def test_golden_boxes() -> None:
+    for entry in table("boxes.json"):
+        found = expand_box(entry["box"], entry["ratio"], tuple(entry["image_hw"]))
+        assert [*found] == entry["crop"], entry
+        # Past every right and bottom edge; on the left and at the top zero always clamps.
+        unbounded = expand_box(entry["box"], entry["ratio"], (10**9, 10**9))
+        assert [*unbounded] == [max(side, 0) for side in entry["unclamped"]], entry
 
 
 class Case:
@@ -59,8 +92,18 @@ class Case:
             std=tuple(clip["image_std"]),
         )
 
+    @property
+    def score_maps(self) -> list[str]:
+        """Names of the stored parts of S."""
+        prefix = f"img{self.image}."
+        names = [name.removeprefix(prefix) for name in self._stored if name.startswith(prefix)]
+        return [name for name in names if name.startswith("S_")]
 
-@pytest.fixture(params=cases(), ids=lambda case: f"{case[0].folder.name}-{case[1]}-{case[2]}")
+
+@pytest.fixture(
+    params=cases() or [pytest.param(None, marks=pytest.mark.skip(f"no golden sets at {ROOT}"))],
+    ids=lambda case: f"{case[0].folder.name}-{case[1]}-{case[2]}" if case else "absent",
+)
 def case(request: pytest.FixtureRequest) -> Case:
     return Case(*request.param)
 
@@ -135,6 +178,35 @@ def test_fused_scores(case: Case) -> None:
     if len(expected) != len(found):  # CLIP only: the reference keeps the valid queries alone
         found = found[case.stored("valid")]
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
+
+
+def score_map(scores_QK: Tensor, masks_QHW: Tensor, size: Size) -> Tensor:
+    """S (K, H, W), put together from the tiles that the label map is made of."""
+    tiles = score_tiles(scores_QK, masks_QHW, size)
+    return torch.cat([tile.scores_KTW for tile in tiles], dim=1)
+
+
+@pytest.mark.parametrize("tile_floats", [None, 20_000], ids=["one tile", "tiles"])
+def test_score_map(case: Case, tile_floats: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not case.score_maps:
+        pytest.skip("this run stores no part of S")
+    if tile_floats:
+        monkeypatch.setattr(pipeline.fusion, "_TILE_FLOATS", tile_floats)
+    scores_QK, masks_QHW = fused(case), case.masks
+    assert scores_QK.any(dim=1).sum() == case.stored("masks_used")
+    final_KHW = score_map(scores_QK, masks_QHW, case.network.size(case.image, "orig_hw"))
+    for name in case.score_maps:
+        stored = case.stored(name)
+        if name == "S_window":
+            found = final_KHW[:, : stored.shape[1], : stored.shape[2]]
+        elif step := re.fullmatch(r"S_sub(\d+)", name):
+            found = final_KHW[:, :: int(step[1]), :: int(step[1])]
+        else:
+            step = re.fullmatch(r"S_before_resize_sub(\d+)", name)
+            assert step, f"{name} is no known part of S"
+            resized = score_map(scores_QK, masks_QHW, case.network.size(case.image, "input_hw"))
+            found = resized[:, :: int(step[1]), :: int(step[1])]
+        torch.testing.assert_close(found, stored, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_labels(case: Case) -> None:

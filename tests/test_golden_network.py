@@ -1,6 +1,5 @@
 """Golden: the networks, from the photograph to the labels, and from the authors' checkpoint."""
 
-import json
 from functools import cache
 from typing import Any
 
@@ -16,7 +15,7 @@ from pipeline.masks import mask_probs
 from pipeline.models import Proposals, RegionEmbeds, find_proposer
 from pipeline.models.clip import Clip, ClipSource
 from pipeline.models.crop_classifier import CropClassifier
-from pipeline.models.crops import CropSettings, expand_box
+from pipeline.models.crops import CropSettings
 from pipeline.models.maskformer_proposer import MaskFormerProposer
 from pipeline.prompts import load_templates
 from pipeline.resize import padded_size, resize_image, resized_size
@@ -65,22 +64,6 @@ def _light():
     with torch.inference_mode():
         yield
     torch.set_num_threads(threads)
-
-
-# Sizes and boxes
-
-
-def test_golden_sizes():
-    for entry in json.loads((ROOT / "sizes.json").read_text()):
-        resized = resized_size(tuple(entry["orig"]), entry["short"], entry["long"])
-        assert [*resized] == entry["resized"], entry
-        assert [*padded_size(resized, 32)] == entry["padded"], entry
-
-
-def test_golden_boxes():
-    for entry in json.loads((ROOT / "boxes.json").read_text()):
-        found = expand_box(entry["box"], entry["ratio"], tuple(entry["image_hw"]))
-        assert [*found] == entry["crop"], entry
 
 
 # The network, each stage fed the stored output of the stage before
