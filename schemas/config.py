@@ -61,7 +61,9 @@ class ClassifierSettings(Config):
         description="open_clip architecture, hf-hub:ORG/NAME, local-dir:PATH, or `embedded`",
     )
     clip_weights: str | None = Field(
-        None, description="open_clip tag, or a .safetensors / .pt file, for an architecture name"
+        None,
+        description="open_clip tag, or a .safetensors / .pt file, for an architecture name; for "
+        "a file of OpenAI's weights one that ends in -quickgelu",
     )
     clip_precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="arithmetic of CLIP's towers"
