@@ -162,11 +162,16 @@ class AnnotateConfig(
 
 
 class EvaluateConfig(Config):
-    """Compare a dataset with label maps and print seen, unseen and harmonic mean IoU."""
+    """Compare a dataset with label maps: mean IoU of seen and unseen classes, and more."""
 
     dataset: str = Field(description="dataset directory or URL")
     truth: str = Field(
         description="directory of PNG label maps named like the images; 255 is ignored"
+    )
+    protocol: Literal["reference", "detectron2"] = Field(
+        "reference",
+        description="which classes enter the first mean IoU (both are printed): as in the paper's "
+        "code those in the truth or in a prediction, or as in detectron2 those in the truth",
     )
     version: int | None = Field(None, ge=1, description="dataset version; the newest if absent")
 
