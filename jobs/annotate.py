@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from jobs.progress import Progress, Silent
 from pipeline import dataset, runtime
 from pipeline.fusion import LOGIT_SCALE
-from pipeline.models import ProposerCard, find_classifier, find_proposer
+from pipeline.models import ProposerCard, find_classifier, find_proposer, refuse_unseen
 from pipeline.models.clip import Clip, ClipCard, ClipSource, text_vectors
 from pipeline.models.crops import CropSettings
 from pipeline.models.device import pick_device
@@ -136,6 +136,7 @@ def _check(config: AnnotateConfig, progress: Progress) -> _Plan:
     query_prompts = load_prompts(config.prompts)
     region_prompts = load_prompts(config.region_prompts or config.prompts)
     proposer = find_proposer(config.proposer).describe(config.proposer_weights)
+    refuse_unseen(config.proposer, proposer, vocabulary)
     find_classifier(config.classifier)
     clip = ClipSource.of(config.clip, config.clip_weights, config.clip_precision, config.crop_side)
     clip_card = clip.describe()

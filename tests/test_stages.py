@@ -1,6 +1,7 @@
 """The stages called directly, and all of them in a row, without Ray."""
 
 import io
+import shutil
 
 import fsspec
 import numpy as np
@@ -549,3 +550,38 @@ def test_the_oracle_gives_each_proposal_its_true_class(quarters, classify):
     # Masks travel at a quarter of the resized image, so edges may move by a few pixels.
     assert (found_HW == regions_HW).mean() > 0.95
     assert {segment["label"] for segment in row["segments"]} == set(NAMES)
+
+
+@pytest.mark.parametrize("part", ["masks", "truth"])
+def test_a_map_of_another_size_is_a_bad_image_and_tells_both_sizes(quarters, classify, part):
+    """A truth that was resized to fit would be moved against its image."""
+    images, maps, regions_HW = quarters
+    Image.fromarray(regions_HW).save(maps / "two.png")
+    truth = maps.with_name("truth")
+    shutil.copytree(maps, truth)
+    file = (maps if part == "masks" else truth) / "two.png"
+    Image.fromarray(regions_HW[:, 20:]).save(file)
+    listed = take_inventory(str(images), ("png",)).images
+    proposed = Propose("precomputed", str(maps), 32, "float16")(FETCH(listed))
+    rows = by_name(classify(oracle_truth=str(truth))(proposed))
+    assert rows["one.png"]["status"] == LABELLED
+    assert rows["two.png"]["status"] == QUARANTINED
+    message = rows["two.png"]["error"]["message"]
+    sizes = {"masks": f"masks of {file} are 60x100", "truth": f"truth {file} is 60x100"}[part]
+    assert f"{sizes}, the image is 60x120" in message
+
+
+def test_an_image_without_a_readable_truth_is_a_bad_image(quarters, classify):
+    images, maps, regions_HW = quarters
+    Image.fromarray(regions_HW).save(maps / "two.png")
+    truth = maps.with_name("truth")
+    truth.mkdir()
+    shutil.copy(maps / "one.png", truth)
+    listed = take_inventory(str(images), ("png",)).images
+    proposed = Propose("precomputed", str(maps), 32, "float16")(FETCH(listed))
+    rows = by_name(classify(oracle_truth=str(truth))(proposed))
+    assert (rows["one.png"]["status"], rows["two.png"]["status"]) == (LABELLED, QUARANTINED)
+    assert "two.png has no truth" in rows["two.png"]["error"]["message"]
+    (truth / "two.png").write_bytes((truth / "one.png").read_bytes()[:-30])
+    rows = by_name(classify(oracle_truth=str(truth))(proposed))
+    assert "two.png cannot be read" in rows["two.png"]["error"]["message"]

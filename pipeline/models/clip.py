@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from pipeline.models.embedded import EMBEDDED_CLIP
 from pipeline.models.prompted_names import PromptedNames
-from pipeline.models.weights import sha256_of
+from pipeline.models.weights import TORCH_SUFFIXES, sha256_of
 from pipeline.prompts import LearnedPrompt, Prompts, text_classifier
 from schemas.errors import ModelError
 from schemas.vocabulary import Vocabulary
@@ -31,7 +31,7 @@ PRECISIONS: Final[Mapping[str, torch.dtype]] = {
 
 _PROMPTS_PER_PASS: Final = 256
 _REASON_CHARS: Final = 300
-_WEIGHT_SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".bin")
+_WEIGHT_SUFFIXES: Final = (".safetensors", *TORCH_SUFFIXES)
 
 
 @dataclass(frozen=True)

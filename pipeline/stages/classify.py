@@ -24,7 +24,7 @@ from pipeline.oracle import oracle_scores
 from pipeline.resize import padded_size, resize_nearest
 from pipeline.segments import encode_segments
 from pipeline.stages.rows import Row, image_of, is_quarantined, isolate
-from pipeline.truth import Truths, read_label_map
+from pipeline.truth import Truths
 from schemas.annotation import ANNOTATED, table_from_rows
 
 
@@ -117,10 +117,8 @@ class Classify:
         }
 
     def _oracle_scores(self, row: Row, masks_QHW: Tensor, truths: Truths) -> Tensor:
-        path = truths.of(row["uri"])
-        if path is None:
-            raise ValueError(f"there is no truth for the oracle in {self.oracle_truth}")
-        truth_HW = resize_nearest(read_label_map(path), (row["image_height"], row["image_width"]))
+        truth_HW = truths.read(row["uri"], (row["height"], row["width"]))
+        truth_HW = resize_nearest(truth_HW, (row["image_height"], row["image_width"]))
         return oracle_scores(masks_QHW, truth_HW, len(self.names))
 
     def _class_scores(self, row: Row, regions: RegionEmbeds | None) -> Tensor:
