@@ -585,3 +585,18 @@ def test_an_image_without_a_readable_truth_is_a_bad_image(quarters, classify):
     (truth / "two.png").write_bytes((truth / "one.png").read_bytes()[:-30])
     rows = by_name(classify(oracle_truth=str(truth))(proposed))
     assert "two.png cannot be read" in rows["two.png"]["error"]["message"]
+
+
+def test_a_batch_in_which_no_image_has_its_masks_or_truth_does_not_end_the_run(quarters, classify):
+    images, maps, regions_HW = quarters
+    (maps / "one.png").rename(maps / "elsewhere.png")
+    decoded = FETCH(take_inventory(str(images), ("png",)).images)
+    propose = Propose("precomputed", str(maps), 32, "float16")
+    assert set(reasons(propose(decoded)).values()) == {"propose/no_masks"}
+    masks = maps.with_name("masks")
+    masks.mkdir()
+    for name in ("one", "two"):
+        Image.fromarray(regions_HW).save(masks / f"{name}.png")
+    proposed = Propose("precomputed", str(masks), 32, "float16")(decoded)
+    labelled = conform(classify(oracle_truth=str(maps))(proposed), ANNOTATED)
+    assert set(reasons(labelled).values()) == {"classify/no_truth"}

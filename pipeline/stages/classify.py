@@ -23,7 +23,7 @@ from pipeline.models.device import pick_device
 from pipeline.oracle import oracle_scores
 from pipeline.resize import padded_size, resize_nearest
 from pipeline.segments import encode_segments
-from pipeline.stages.rows import Row, image_of, is_quarantined, isolate
+from pipeline.stages.rows import Row, image_of, is_quarantined, isolate, quarantine
 from pipeline.truth import Truths
 from schemas.annotation import ANNOTATED, table_from_rows
 
@@ -97,7 +97,10 @@ class Classify:
     def _label(self, row: Row, regions: RegionEmbeds | None) -> Row:
         masks_QHW = self._masks(row)
         if self.truths is not None:
-            class_scores_QK = self._oracle_scores(row, masks_QHW, self.truths)
+            try:
+                class_scores_QK = self._oracle_scores(row, masks_QHW, self.truths)
+            except ValueError as error:  # of this image alone, even where all of a batch fail
+                return quarantine(row, self.name, "no_truth", str(error))
         else:
             class_scores_QK = self._class_scores(row, regions)
         labels = label_map(class_scores_QK, masks_QHW, (row["height"], row["width"]))
