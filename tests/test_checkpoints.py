@@ -239,7 +239,8 @@ def test_a_prompt_of_word_embeddings_is_the_written_prompt(safetensors_file, tmp
 
 def test_a_learned_prompt_works_with_the_embedded_clip():
     clip = Clip.load(ClipSource.of("embedded", None))
-    ids = clip._word_ids("a photo of a")[1:-1]
+    tokens = clip._tokenizer(["a photo of a"])[0]
+    ids = tokens[1 : tokens.argmax()]
     prompt = LearnedPrompt.of({"prefix_prompt": clip.model.token_embedding.weight[ids].numpy()}, "")
     written = clip.encode_text(["a photo of a red circle."])
     np.testing.assert_allclose(clip.encode_names(["red circle"], prompt), written, atol=1e-6)

@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pipeline.models.weights import TORCH_SUFFIXES
 from schemas.errors import ModelError
 
-_TORCH_SUFFIXES: Final = (".pth", ".pt", ".bin")
 _WEIGHT_ENTRIES: Final = ("model", "state_dict", "model_state_dict")
 
 
@@ -39,8 +39,8 @@ def read_weights(path: str | Path) -> WeightsFile:
             return WeightsFile(path, load_file(path))
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} is truncated or no safetensors file: {error}") from None
-    if path.suffix not in _TORCH_SUFFIXES:
-        known = ", ".join((".safetensors", *_TORCH_SUFFIXES))
+    if path.suffix not in TORCH_SUFFIXES:
+        known = ", ".join((".safetensors", *TORCH_SUFFIXES))
         raise ModelError(f"{path} is no kind of file that is read here; those are {known}")
     content = _load_torch(path)
     if not isinstance(content, Mapping):

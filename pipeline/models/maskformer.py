@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import MaskFormerDetrConfig
@@ -24,6 +24,7 @@ from transformers.models.maskformer.modeling_maskformer import (
     MaskFormerSinePositionEmbedding,
 )
 
+from pipeline.models.checkpoint_file import read_weights
 from schemas.errors import ModelError
 
 CONFIG_FILE: Final = "config.json"
@@ -179,17 +180,15 @@ class MaskFormer(nn.Module):
     def load(cls, directory: str | Path) -> MaskFormer:
         """Return the model of a directory in evaluation mode, in fp32.
 
-        Raises ModelError for a missing file, and one that names every missing, unexpected and
-        misshapen weight.
+        Raises ModelError for a missing or truncated file, and one that names every missing,
+        unexpected and misshapen weight.
         """
         directory = Path(directory)
         model = cls(load_config(directory))
         weights_file = directory / WEIGHTS_FILE
-        if not weights_file.is_file():
-            raise ModelError(f"there is no {weights_file}")
         weights = {
             name: value.float() if value.is_floating_point() else value
-            for name, value in load_file(weights_file).items()
+            for name, value in read_weights(weights_file).weights.items()
         }
         _refuse_mismatch(model.state_dict(), weights, weights_file)
         model.load_state_dict(weights)

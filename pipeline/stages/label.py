@@ -21,9 +21,9 @@ from pipeline.models.device import pick_device
 from pipeline.oracle import oracle_scores
 from pipeline.resize import resize_nearest
 from pipeline.segments import encode_segments
-from pipeline.stages.rows import Row, is_quarantined, isolate_live
+from pipeline.stages.rows import Row, is_quarantined, isolate_live, quarantine
 from pipeline.stages.soft_masks import soft_masks
-from pipeline.truth import Truths, read_label_map
+from pipeline.truth import Truths
 from schemas.annotation import ANNOTATED, table_from_rows
 
 
@@ -72,7 +72,10 @@ class Label:
     def _label(self, row: Row) -> Row:
         masks_QHW = soft_masks(row, self.precision, self.divisor)
         if self.truths is not None:
-            class_scores_QK = self._oracle_scores(row, masks_QHW, self.truths)
+            try:
+                class_scores_QK = self._oracle_scores(row, masks_QHW, self.truths)
+            except ValueError as error:  # of this image alone, even where all of a batch fail
+                return quarantine(row, self.name, "no_truth", str(error))
         else:
             class_scores_QK = self._class_scores(row)
         labels = label_map(class_scores_QK, masks_QHW, (row["height"], row["width"]))
@@ -92,10 +95,8 @@ class Label:
         }
 
     def _oracle_scores(self, row: Row, masks_QHW: Tensor, truths: Truths) -> Tensor:
-        path = truths.of(row["uri"])
-        if path is None:
-            raise ValueError(f"there is no truth for the oracle in {self.oracle_truth}")
-        truth_HW = resize_nearest(read_label_map(path), (row["image_height"], row["image_width"]))
+        truth_HW = truths.read(row["uri"], (row["height"], row["width"]))
+        truth_HW = resize_nearest(truth_HW, (row["image_height"], row["image_width"]))
         return oracle_scores(masks_QHW, truth_HW, len(self.names))
 
     def _class_scores(self, row: Row) -> Tensor:
