@@ -135,7 +135,8 @@ def _check(config: AnnotateConfig, progress: Progress) -> _Plan:
     vocabulary = read_vocabulary(config.vocabulary)
     query_prompts = load_prompts(config.prompts)
     region_prompts = load_prompts(config.region_prompts or config.prompts)
-    proposer = find_proposer(config.proposer).describe(config.proposer_weights)
+    proposer_entry = find_proposer(config.proposer, config.proposer_modules)
+    proposer = proposer_entry.describe(config.proposer_weights)
     find_classifier(config.classifier)
     clip = ClipSource.of(config.clip, config.clip_weights, config.clip_precision, config.crop_side)
     clip_card = clip.describe()
@@ -184,7 +185,11 @@ def _run(plan: _Plan, progress: Progress) -> list[DataFile]:
         )
         fetch = FetchDecode(*plan.edges, config.max_image_bytes, config.max_image_pixels)
         propose = Propose(
-            config.proposer, config.proposer_weights, plan.proposer.divisor, config.mask_precision
+            config.proposer,
+            config.proposer_weights,
+            plan.proposer.divisor,
+            config.mask_precision,
+            config.proposer_modules,
         )
         classify = Classify(
             classifier=config.classifier,

@@ -89,5 +89,7 @@ def test_its_card_needs_no_weights_and_refuses_them():
 
 
 def test_an_unknown_proposer_is_refused_with_those_there_are():
-    with pytest.raises(ModelError, match="no proposer 'maskrcnn'; there are contours, felz"):
+    with pytest.raises(
+        ModelError, match="no proposer 'maskrcnn'; there are contours, detectron2, felz"
+    ):
         find_proposer("maskrcnn")
