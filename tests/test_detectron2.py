@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from jobs.annotate import annotate
+from jobs.cli import main
 from pipeline.models import find_proposer
 from pipeline.models.detectron2_files import Detectron2Files, read_config
 from pipeline.models.detectron2_masks import output_masks, proposal_logits, without_repeats
@@ -136,6 +137,15 @@ def test_the_masks_are_those_of_detectron2s_own_predictor(name, order, saved, tm
     torch.testing.assert_close(found.mask_logits_Qhw, expected, atol=0, rtol=0)
     if name != "mask-rcnn":
         assert output_masks(output, (64, 96)).any(dim=0).all()  # every pixel is in some mask
+
+
+@needs_detectron2
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("size", [(3, 60), (60, 3), (1, 1)], ids=str)
+def test_an_image_of_any_size_has_a_grid(name, size, saved):
+    (found,) = entry(name).load(saved(name), "cpu").propose([photo(*size)])
+    padded = padded_size(size, 32)
+    assert found.mask_logits_Qhw.shape[1:] == (padded[0] // 4, padded[1] // 4)
 
 
 @needs_detectron2
@@ -531,6 +541,16 @@ def test_other_proposers_take_no_modules():
         ModelError, match="felzenszwalb imports no modules; proposer_modules is a, b"
     ):
         find_proposer("felzenszwalb", ("a", "b"))
+
+
+@needs_detectron2
+def test_a_list_of_modules_comes_from_the_command_line(saved, tmp_path, capsys):
+    (tmp_path / "classes.txt").write_text("cat\n")
+    arguments = ["annotate", str(tmp_path), "--vocabulary", str(tmp_path / "classes.txt")]
+    arguments += ["--output", str(tmp_path / "labels"), "--proposer", "detectron2"]
+    arguments += ["--proposer-weights", saved("third-party")]
+    assert main([*arguments, "--proposer-modules", f"{MODULE},segmill_test_absent"]) == 2
+    assert "proposer_modules: segmill_test_absent cannot be used" in capsys.readouterr().err
 
 
 @needs_detectron2
