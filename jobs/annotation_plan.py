@@ -36,7 +36,8 @@ class AnnotationPlan:
         vocabulary = read_vocabulary(config.vocabulary)
         query_prompts = load_prompts(config.prompts)
         region_prompts = load_prompts(config.region_prompts or config.prompts)
-        proposer = find_proposer(config.proposer).describe(config.proposer_weights)
+        entry = find_proposer(config.proposer, config.proposer_modules)
+        proposer = entry.describe(config.proposer_weights)
         refuse_unseen(config.proposer, proposer, vocabulary)
         find_classifier(config.classifier)
         clip = ClipSource.of(

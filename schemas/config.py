@@ -44,6 +44,11 @@ class ProposerSettings(Config):
     proposer_weights: str | None = Field(
         None, description="directory of the proposer's weights; the embedded tiny model if absent"
     )
+    proposer_modules: tuple[str, ...] = Field(
+        (),
+        description="Python modules to import first: they register the architecture of a "
+        "detectron2 config, and their add_..._config functions are applied to it",
+    )
     short_edge: int | None = Field(
         None, ge=16, description="resize the shorter side to this; the proposer's own if absent"
     )

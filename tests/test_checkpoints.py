@@ -378,9 +378,9 @@ def test_other_files_are_refused(reference, tmp_path):
         read_weights(file)
     with pytest.raises(ModelError, match="there is no file"):
         read_weights(tmp_path / "absent.pth")
-    (tmp_path / "R-103.pkl").write_bytes(b"")
+    (tmp_path / "R-103.caffemodel").write_bytes(b"")
     with pytest.raises(ModelError, match="no kind of file that is read here"):
-        read_weights(tmp_path / "R-103.pkl")
+        read_weights(tmp_path / "R-103.caffemodel")
 
 
 def test_inspect_says_what_a_file_holds(safetensors_file, reference, tmp_path):

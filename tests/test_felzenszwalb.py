@@ -81,5 +81,7 @@ def test_there_is_no_query_head():
 
 
 def test_an_unknown_proposer_is_refused_with_those_there_are():
-    with pytest.raises(ModelError, match="no proposer 'maskrcnn'; there are contours, felz"):
+    with pytest.raises(
+        ModelError, match="no proposer 'maskrcnn'; there are contours, detectron2, felz"
+    ):
         find_proposer("maskrcnn")

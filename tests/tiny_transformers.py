@@ -1,4 +1,4 @@
-"""What the tests of the transformers proposers share: two photos, a whole annotation of them."""
+"""What the tests of proposers by networks share: two photos, a whole annotation of them."""
 
 import numpy as np
 import pytest
@@ -35,12 +35,12 @@ def photo(height, width, seed=0):
     return image.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]
 
 
-def annotate_two_photos(proposer, weights, folder, edges=None):
+def annotate_two_photos(proposer, weights, folder, edges=None, modules=()):
     """Run fetch, propose and classify on two photos of different sizes; return how many proposals.
 
-    `edges` replaces the card's short and long edge.
+    `edges` replaces the card's short and long edge; `modules` are those to import first.
     """
-    card = find_proposer(proposer).describe(weights)
+    card = find_proposer(proposer, modules).describe(weights)
     rows = []
     for index, (height, width) in enumerate([(50, 90), (70, 40)]):
         path = folder / f"{index}.png"
@@ -50,7 +50,7 @@ def annotate_two_photos(proposer, weights, folder, edges=None):
     fetch = FetchDecode(
         short_edge=short_edge, long_edge=long_edge, max_image_bytes=10**6, max_image_pixels=10**6
     )
-    propose = Propose(proposer, weights, card.divisor, "uint8")
+    propose = Propose(proposer, weights, card.divisor, "uint8", modules)
     proposed = propose(fetch(table_from_rows(rows, INVENTORY)))
     annotated = conform(_classify(folder / "clip", card.divisor)(proposed), ANNOTATED).to_pylist()
     assert [row["status"] for row in annotated] == [LABELLED, LABELLED], annotated

@@ -72,6 +72,8 @@ class ProposerEntry:
     summary: str
     describe: Callable[[str | None], ProposerCard]  # weights -> card, loading no model
     load: Callable[[str | None, str], Proposer | Lookup]  # weights, device -> proposer
+    # The same entry with Python modules to import first; None: it has no use for any.
+    with_modules: "Callable[[tuple[str, ...]], ProposerEntry] | None" = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ PROPOSERS: Mapping[str, Callable[[], ProposerEntry]] = {
     "transformers": _lazy("pipeline.models.universal_segmenter", "UNIVERSAL_SEGMENTER"),
     "sam2": _lazy("pipeline.models.sam", "SAM2"),
     "sam3": _lazy("pipeline.models.sam", "SAM3"),
+    "detectron2": _lazy("pipeline.models.detectron2_proposer", "DETECTRON2"),
 }
 
 CLASSIFIERS: Mapping[str, Callable[[], ClassifierEntry]] = {
@@ -117,11 +120,21 @@ CLASSIFIERS: Mapping[str, Callable[[], ClassifierEntry]] = {
 }
 
 
-def find_proposer(name: str) -> ProposerEntry:
-    """Return the registry entry; raises ModelError that lists what there is."""
+def find_proposer(name: str, modules: tuple[str, ...] = ()) -> ProposerEntry:
+    """Return the registry entry, which imports `modules` before it describes or loads.
+
+    Raises ModelError that lists what there is, or where the proposer takes no modules.
+    """
     if name not in PROPOSERS:
         raise ModelError(f"there is no proposer {name!r}; there are {', '.join(sorted(PROPOSERS))}")
-    return PROPOSERS[name]()
+    entry = PROPOSERS[name]()
+    if not modules:
+        return entry
+    if entry.with_modules is None:
+        raise ModelError(
+            f"proposer {name} imports no modules; proposer_modules is {', '.join(modules)}"
+        )
+    return entry.with_modules(modules)
 
 
 def refuse_unseen(proposer: str, card: ProposerCard, vocabulary: Vocabulary) -> None:

@@ -31,11 +31,12 @@ class Propose:
     weights: str | None
     divisor: int
     precision: Precision
+    modules: tuple[str, ...] = ()
 
     @cached_property
     def model(self) -> Proposer | Lookup:
         """The proposer, loaded at first use."""
-        return find_proposer(self.proposer).load(self.weights, pick_device())
+        return find_proposer(self.proposer, self.modules).load(self.weights, pick_device())
 
     def __call__(self, images: pa.Table, /) -> pa.Table:
         """Return the proposals; images of one padded size share a forward pass."""
