@@ -22,11 +22,11 @@ from pipeline.models.clip import Clip, ClipCard, ClipSource, text_vectors
 from pipeline.models.crops import CropSettings
 from pipeline.models.device import pick_device
 from pipeline.prompts import Prompts, load_prompts
-from pipeline.sources import Inventory, take_inventory
+from pipeline.sources import Inventory, ListRules, take_inventory
 from pipeline.stages.classify import Classify
-from pipeline.stages.fetch import FetchDecode
+from pipeline.stages.fetch import FetchDecode, source_settings, web_access
 from pipeline.stages.propose import Propose
-from pipeline.storage import hide_secrets
+from pipeline.storage import hide_all_secrets, hide_secrets
 from pipeline.truth import Truths
 from schemas.annotation import SCHEMA_VERSION
 from schemas.config import AnnotateConfig
@@ -73,7 +73,7 @@ class _Plan:
         settings = (
             "proposer classifier mask_threshold mask_fill mask_expand_ratio mask_matting "
             "ensemble ensemble_weight oracle_truth invalid_proposals min_score mask_precision "
-            "clip_precision crop_side logit_scale"
+            "clip_precision crop_side logit_scale jpeg_draft"
         )
         return {
             **{name: getattr(self.config, name) for name in settings.split()},
@@ -112,7 +112,7 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
     with progress:
         plan = _check(config, progress)
         previous = dataset.newest_version(config.output)
-        resolved = json.dumps(plan.config.model_dump(mode="json"), indent=2)
+        resolved = json.dumps(hide_all_secrets(plan.config.model_dump(mode="json")), indent=2)
         # Also shows that the output can be written, before anything is loaded.
         dataset.write_bytes(config.output, f"_runs/{plan.run_id}/config.json", resolved.encode())
         files = _run(plan, progress)
@@ -151,7 +151,8 @@ def _check(config: AnnotateConfig, progress: Progress) -> _Plan:
     if config.oracle_truth is not None:
         Truths.find(config.oracle_truth)
     progress.say(f"listing {hide_secrets(config.source)}")
-    inventory = take_inventory(config.source, config.extensions)
+    rules = ListRules(web_access(config), config.trust_lists)
+    inventory = take_inventory(config.source, config.extensions, rules)
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     return _Plan(
         config,
@@ -182,7 +183,7 @@ def _run(plan: _Plan, progress: Progress) -> list[DataFile]:
             (plan.query_prompts, plan.region_prompts),
             num_gpus=classify_gpus,
         )
-        fetch = FetchDecode(*plan.edges, config.max_image_bytes, config.max_image_pixels)
+        fetch = FetchDecode(*plan.edges, source_settings(config))
         propose = Propose(
             config.proposer, config.proposer_weights, plan.proposer.divisor, config.mask_precision
         )
@@ -286,7 +287,7 @@ def _manifest(plan: _Plan, number: int, files: list[DataFile], counts: Counts) -
         vocabulary=plan.vocabulary,
         counts=counts,
         images=tuple(sorted(files, key=lambda file: file.path)),
-        config=plan.config.model_dump(mode="json"),
+        config=hide_all_secrets(plan.config.model_dump(mode="json")),
         models={"proposer_licence": plan.proposer.licence, **plan.deciding},
         software={package: version(package) for package in _RECORDED_PACKAGES},
     )

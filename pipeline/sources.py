@@ -3,19 +3,30 @@
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import PurePosixPath
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
+from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.storage import full_uri, hide_secrets, open_store, store_errors
+from pipeline.storage import (
+    full_uri,
+    hide_secrets,
+    open_store,
+    split_signature,
+    store_errors,
+    trust,
+)
+from pipeline.web import WebAccess, WebStore
 from schemas.annotation import INVENTORY, image_id
 from schemas.errors import SourceError
 
 LIST_SUFFIXES: Final = (".txt", ".parquet")
 _GLOB_CHARACTERS: Final = frozenset("*?[")
+_MAX_WEB_LIST_BYTES: Final = 2**30
 
 logger = logging.getLogger(__name__)
 
@@ -29,17 +40,35 @@ class Inventory:
     repeated: int  # further occurrences of a uri in a list
 
 
-def take_inventory(source: str, extensions: Sequence[str]) -> Inventory:
+@dataclass(frozen=True)
+class ListRules:
+    """What a list of URIs may name: the rules for web servers, and whether it is trusted.
+
+    One that is not may name places of its own kind and of kinds less ours: a list on this machine
+    anything, one in a store stores and the web, one on the web the web.
+    """
+
+    web: WebAccess | None = None
+    trusted: bool = False
+
+
+def take_inventory(
+    source: str, extensions: Sequence[str], rules: ListRules = ListRules()
+) -> Inventory:
     """List the images of `source`: a folder or prefix, a glob, one file, or a list of URIs.
 
     A `.txt` list holds one URI per line, a `.parquet` list has a column `uri` (and may have
     `etag`). Extensions apply to folders and prefixes only. Raises SourceError when the source
     cannot be listed or holds no image.
     """
-    fs, path = open_store(source, SourceError)
+    fs, path = open_store(source, SourceError, rules.web)
     with store_errors("read", source, SourceError):
-        if path.lower().endswith(LIST_SUFFIXES) and fs.isfile(path):
-            rows, ignored = _read_list(fs, path, source), 0
+        if isinstance(fs, WebStore):
+            is_list = _is_list(fs, path)
+            rows = _read_list(fs, path, source, rules) if is_list else [_row(path, None, None)]
+            ignored = 0
+        elif _is_list(fs, path) and fs.isfile(path):
+            rows, ignored = _read_list(fs, path, source, rules), 0
         elif _GLOB_CHARACTERS & set(path) and not fs.exists(path):
             rows, ignored = _rows(fs, fs.glob(path, detail=True).values())
         elif fs.isfile(path):
@@ -99,8 +128,16 @@ def _rows(fs: fsspec.AbstractFileSystem, infos: Iterable[dict[str, Any]]) -> tup
     return rows, unusable
 
 
-def _row(uri: str, etag: str | None, size_bytes: int | None) -> _Row:
-    return {"image_id": image_id(uri), "uri": uri, "etag": etag, "size_bytes": size_bytes}
+def _row(full: str, etag: str | None, size_bytes: int | None) -> _Row:
+    # Recorded without what signs it: that is secret, and another one at every signing.
+    uri, signature = split_signature(full)
+    return {
+        "image_id": image_id(uri),
+        "uri": uri,
+        "etag": etag,
+        "size_bytes": size_bytes,
+        "signature": signature,
+    }
 
 
 def _is_text(uri: str) -> bool:
@@ -121,10 +158,31 @@ def _etag(info: dict[str, Any]) -> str | None:
     return None
 
 
-def _read_list(fs: fsspec.AbstractFileSystem, path: str, source: str) -> list[_Row]:
-    with fs.open(path, "rb") as file:
-        if path.lower().endswith(".parquet"):
-            return _parquet_rows(pq.read_table(file), source)
+def _is_list(fs: fsspec.AbstractFileSystem, path: str) -> bool:
+    return _name(fs, path).endswith(LIST_SUFFIXES)
+
+
+def _name(fs: fsspec.AbstractFileSystem, path: str) -> str:
+    return (urlsplit(path).path if isinstance(fs, WebStore) else path).lower()
+
+
+def _open_list(fs: fsspec.AbstractFileSystem, path: str, source: str) -> BinaryIO:
+    if not isinstance(fs, WebStore):
+        opened: BinaryIO = fs.open(path, "rb")
+        return opened
+    data = fs.cat_file(path, end=_MAX_WEB_LIST_BYTES + 1)
+    if len(data) > _MAX_WEB_LIST_BYTES:
+        raise SourceError(f"{hide_secrets(source)} has over {_MAX_WEB_LIST_BYTES} bytes")
+    return BytesIO(data)
+
+
+def _read_list(
+    fs: fsspec.AbstractFileSystem, path: str, source: str, rules: ListRules
+) -> list[_Row]:
+    checker = _ListChecker(source, trust(fs), rules)
+    with _open_list(fs, path, source) as file:
+        if _name(fs, path).endswith(".parquet"):
+            return _parquet_rows(pq.read_table(file), source, checker)
         try:
             lines = file.read().decode("utf-8-sig").splitlines()
         except UnicodeDecodeError:
@@ -133,11 +191,11 @@ def _read_list(fs: fsspec.AbstractFileSystem, path: str, source: str) -> list[_R
     for number, line in enumerate(lines, start=1):
         entry = line.strip()
         if entry and not entry.startswith("#"):
-            rows.append(_row(_checked_uri(entry, f"{source}, line {number}"), None, None))
+            rows.append(_row(checker.uri(entry, f"line {number}"), None, None))
     return rows
 
 
-def _parquet_rows(table: pa.Table, source: str) -> list[_Row]:
+def _parquet_rows(table: pa.Table, source: str, checker: "_ListChecker") -> list[_Row]:
     if "uri" not in table.column_names:
         raise SourceError(
             f"{hide_secrets(source)} has no column `uri`; it has {', '.join(table.column_names)}"
@@ -150,12 +208,27 @@ def _parquet_rows(table: pa.Table, source: str) -> list[_Row]:
             raise SourceError(f"{hide_secrets(source)}, row {number}: uri is {uri!r}, not text")
         if not isinstance(etag, str | None):
             raise SourceError(f"{hide_secrets(source)}, row {number}: etag is {etag!r}, not text")
-        rows.append(_row(_checked_uri(uri, f"{source}, row {number}"), etag, None))
+        rows.append(_row(checker.uri(uri, f"row {number}"), etag, None))
     return rows
 
 
-def _checked_uri(entry: str, where: str) -> str:
-    try:
-        return full_uri(*open_store(entry, SourceError))
-    except SourceError as error:
-        raise SourceError(f"{where}: {error}") from None
+@dataclass(frozen=True)
+class _ListChecker:
+    """Holds the entries of one list to the rules."""
+
+    source: str
+    trust: int  # of where the list was read, see `storage.trust`
+    rules: ListRules
+
+    def uri(self, entry: str, where: str) -> str:
+        """Return an entry's full URI; raises SourceError where it is none, or not allowed here."""
+        try:
+            fs, path = open_store(entry, SourceError, self.rules.web)
+            if trust(fs) > self.trust and not self.rules.trusted:
+                raise SourceError(
+                    f"{hide_secrets(entry)} is nothing that a list from there may name, unless "
+                    "trust_lists is on"
+                )
+        except SourceError as error:
+            raise SourceError(f"{hide_secrets(self.source)}, {where}: {error}") from None
+        return full_uri(fs, path)

@@ -10,6 +10,7 @@ from PIL import Image
 from pipeline.decode import BadImage, decode_image
 
 MAX_PIXELS = 100_000_000
+MAX_FRAMES = 1000
 ORIENTATION = 0x0112
 RED, GREEN, BLUE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0)
 
@@ -22,7 +23,7 @@ def encode(image, format, **options):
 
 def decode(data):
     """Return the pixels (H, W, 3) of a file."""
-    return np.asarray(decode_image(data, MAX_PIXELS).image)
+    return np.asarray(decode_image(data, MAX_PIXELS, MAX_FRAMES).image)
 
 
 def corners():
@@ -63,8 +64,8 @@ def test_every_exif_orientation_is_brought_upright(orientation, format, options)
     stored = corners() if turn is None else corners().transpose(turn)
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    decoded = decode_image(encode(stored, format, exif=exif, **options), MAX_PIXELS)
-    assert decoded.exif_orientation == orientation
+    decoded = decode_image(encode(stored, format, exif=exif, **options), MAX_PIXELS, MAX_FRAMES)
+    assert decoded.origin.exif_orientation == orientation
     np.testing.assert_array_equal(decoded.image, corners())
 
 
@@ -82,8 +83,8 @@ def test_a_jpeg_of_a_phone_held_upright_is_portrait():
 def test_an_orientation_that_does_not_exist_turns_nothing(orientation):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    decoded = decode_image(encode(corners(), "PNG", exif=exif), MAX_PIXELS)
-    assert decoded.exif_orientation == 1
+    decoded = decode_image(encode(corners(), "PNG", exif=exif), MAX_PIXELS, MAX_FRAMES)
+    assert decoded.origin.exif_orientation == 1
     np.testing.assert_array_equal(decoded.image, corners())
 
 
@@ -218,7 +219,7 @@ def photo_bytes(format):
 )
 def test_a_file_that_is_no_image_gets_a_verdict(data, code):
     with pytest.raises(BadImage) as caught:
-        decode_image(data, MAX_PIXELS)
+        decode_image(data, MAX_PIXELS, MAX_FRAMES)
     assert caught.value.code == code
     assert str(caught.value)
     assert "\n" not in str(caught.value)
@@ -228,15 +229,15 @@ def test_a_file_that_is_no_image_gets_a_verdict(data, code):
 def test_an_image_of_too_many_pixels_is_not_decoded(limit):
     data = encode(corners(), "PNG")
     with pytest.raises(BadImage) as caught:
-        decode_image(data, limit)
+        decode_image(data, limit, MAX_FRAMES)
     assert caught.value.code == "too_many_pixels"
-    assert decode_image(data, 6).image.size == (3, 2)
+    assert decode_image(data, 6, MAX_FRAMES).image.size == (3, 2)
 
 
 def test_the_limit_of_one_call_does_not_outlive_it():
     data = encode(corners(), "PNG")
     with pytest.raises(BadImage):
-        decode_image(data, 1)
+        decode_image(data, 1, MAX_FRAMES)
     assert Image.open(io.BytesIO(data)).size == (3, 2)
 
 
@@ -247,7 +248,7 @@ def test_damaged_bytes_give_an_image_or_a_verdict(format, seed):
     damaged = np.frombuffer(photo_bytes(format), dtype=np.uint8).copy()
     damaged[generator.integers(0, len(damaged), 20)] = generator.integers(0, 256, 20)
     try:
-        decoded = decode_image(damaged.tobytes(), 10_000_000)
+        decoded = decode_image(damaged.tobytes(), 10_000_000, MAX_FRAMES)
     except BadImage:
         return
     assert decoded.image.mode == "RGB"
@@ -266,13 +267,13 @@ def test_awkward_and_hostile_files_decode_or_get_a_verdict(shared):
     for record in records:
         name, data = record["file"], (shared / "odd" / record["file"]).read_bytes()
         try:
-            decoded = decode_image(data, MAX_PIXELS)
+            decoded = decode_image(data, MAX_PIXELS, MAX_FRAMES)
         except BadImage as verdict:
             outcome = f"{verdict.code}: {verdict}"
         else:
             outcome = "ok" if decoded.image.mode == "RGB" else decoded.image.mode
             height, width = np.asarray(decoded.image).shape[:2]
-            assert height > 0 < width and 1 <= decoded.exif_orientation <= 8
+            assert height > 0 < width and 1 <= decoded.origin.exif_orientation <= 8
         is_good = record["pillow13_outcome"] == "ok" or name in _GOOD_FIRST_FRAME
         if (outcome == "ok") != is_good:
             unexpected[name] = outcome
@@ -286,9 +287,10 @@ def test_photos_of_every_orientation_show_the_same_scene(shared, shape):
     with (shared / "odd" / "manifest.csv").open(newline="") as file:
         records = [row for row in csv.DictReader(file) if f"/{shape}_" in row["source"]]
     decoded = [
-        decode_image((shared / "odd" / row["file"]).read_bytes(), MAX_PIXELS) for row in records
+        decode_image((shared / "odd" / row["file"]).read_bytes(), MAX_PIXELS, MAX_FRAMES)
+        for row in records
     ]
-    assert [image.exif_orientation for image in decoded] == [1, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert [image.origin.exif_orientation for image in decoded] == [1, 1, 2, 3, 4, 5, 6, 7, 8]
     small = [np.asarray(image.image.resize((16, 16))).astype(float) for image in decoded]
     assert len({image.image.size for image in decoded}) == 1
     # The photos carry their number, hence a tolerance.
