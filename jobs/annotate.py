@@ -22,11 +22,11 @@ from pipeline.models.clip import Clip, ClipCard, ClipSource, text_vectors
 from pipeline.models.crops import CropSettings
 from pipeline.models.device import pick_device
 from pipeline.prompts import Prompts, load_prompts
+from pipeline.secrets import hide_all_secrets, hide_secrets
 from pipeline.sources import Inventory, ListRules, take_inventory
 from pipeline.stages.classify import Classify
 from pipeline.stages.fetch import FetchDecode, source_settings, web_access
 from pipeline.stages.propose import Propose
-from pipeline.storage import hide_all_secrets, hide_secrets
 from pipeline.truth import Truths
 from schemas.annotation import SCHEMA_VERSION
 from schemas.config import AnnotateConfig

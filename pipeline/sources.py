@@ -61,6 +61,11 @@ def take_inventory(
     `etag`). Extensions apply to folders and prefixes only. Raises SourceError when the source
     cannot be listed or holds no image.
     """
+    if split_signature(source)[1]:
+        raise SourceError(
+            f"{hide_secrets(source)} carries a signature, and where the images came from is "
+            "recorded; name such URLs in a list"
+        )
     fs, path = open_store(source, SourceError, rules.web)
     with store_errors("read", source, SourceError):
         if isinstance(fs, WebStore):

@@ -13,17 +13,17 @@ from fsspec.core import split_protocol
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
+from pipeline.secrets import hide_secrets
 from pipeline.web import WEB_SCHEMES, RefusedError, WebAccess, WebStore, web_store
 from schemas.errors import SegmillError, SettingsError
 
+__all__ = [
+    "SCHEMES", "describe", "full_uri", "hide_secrets", "join_signature", "open_store",
+    "split_signature", "store_errors", "trust",
+]  # fmt: skip
+
 # Other schemes of fsspec would work but were not tried. http(s) only where the rules are given.
 SCHEMES: Final = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "memory")
-
-_USER_INFO: Final = re.compile(r"(\b[\w+.-]+://)[^\s/@]+@")
-# A name that holds a question mark is a name; these parameters are what signed URLs carry.
-_SIGNED_QUERY: Final = re.compile(
-    r"(://[^\s?]+)\?[^\s'\"#]*(?:signature|token|credential|sig|secret|key)[^\s=]*=[^\s'\"#]*", re.I
-)
 
 # Parameters of a signed URL: what opens it, and what only says how and until when.
 _SIGNING: Final = re.compile(
@@ -32,11 +32,6 @@ _SIGNING: Final = re.compile(
     r"|awsaccesskeyid|googleaccessid|auth|key)$",
     re.I,
 )
-_SECRET_NAME: Final = re.compile(
-    r"SECRET|TOKEN|PASSW|CREDENTIAL|ACCESS_?KEY|API_?KEY|ACCOUNT_?KEY", re.I
-)
-_SHORTEST_SECRET: Final = 8  # shorter values would be found in every text
-
 logger = logging.getLogger(__name__)
 
 
@@ -104,26 +99,6 @@ def join_signature(url: str, signature: str | None) -> str:
         return url
     parts = urlsplit(url)
     return urlunsplit(parts._replace(query="&".join(filter(None, (parts.query, signature)))))
-
-
-def hide_secrets(text: str) -> str:
-    """Return `text` without the secrets in it.
-
-    They are user information and signed queries of URLs, and whatever an environment variable
-    with the name of a secret holds.
-    """
-    for name, value in os.environ.items():
-        if len(value) >= _SHORTEST_SECRET and value in text and _SECRET_NAME.search(name):
-            text = text.replace(value, "***")
-    return _SIGNED_QUERY.sub(r"\1", _USER_INFO.sub(r"\1", text))
-
-
-def hide_all_secrets(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings with every text in them as `hide_secrets` has it."""
-    return {
-        name: hide_secrets(value) if isinstance(value, str) else value
-        for name, value in settings.items()
-    }
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import yarl
@@ -346,10 +347,14 @@ RULES = ListRules(OPEN)
 
 
 def test_a_signed_list_entry_is_fetched_with_its_signature_and_recorded_without(
-    server: Server, tmp_path: object
+    server: Server, tmp_path: Path
 ) -> None:
-    listing = f"{server.url}/list/of.txt?{server.url}/image/a.png?id=1&X-Amz-Signature=planted"
-    images = take_inventory(listing, (), RULES).images
+    entry = f"{server.url}/image/a.png?id=1&X-Amz-Signature=planted"
+    (tmp_path / "list.txt").write_text(entry)
+    with pytest.raises(SourceError, match="carries a signature") as caught:
+        take_inventory(entry, (), RULES)
+    assert "planted" not in str(caught.value)
+    images = take_inventory(str(tmp_path / "list.txt"), (), RULES).images
     assert images["uri"].to_pylist() == [f"{server.url}/image/a.png?id=1"]
     decoded = FetchDecode(32, 64, settings())(images)
     assert decoded["status"].to_pylist() == ["labelled"]
