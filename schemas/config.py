@@ -49,7 +49,7 @@ class SourceSettings(Config):
     jpeg_draft: bool = Field(
         False,
         description="decode JPEGs of more than twice the needed size at 1/2, 1/4 or 1/8: faster, "
-        "but pixels differ from the paper's resize by 1.3 of 255 levels on average",
+        "but pixels differ from the paper's resize, by 1 to 2 of 255 levels on average",
     )
     fetch_attempts: int = Field(
         4,

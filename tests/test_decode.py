@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.decode import BadImage, decode_image
+from pipeline.decode import BadImage, DecodeSettings, decode_image, decode_resized
 
 MAX_PIXELS = 100_000_000
 MAX_FRAMES = 1000
@@ -187,6 +187,63 @@ def test_the_first_frame_of_an_animation_is_taken(format):
     pixels = decode(encode(frames[0], format, save_all=True, append_images=frames[1:], **options))
     assert pixels.shape == (3, 4, 3)
     assert (pixels == RED).all()
+
+
+def test_a_format_that_runs_a_program_is_no_image(tmp_path, monkeypatch):
+    # Pillow hands EPS to Ghostscript, which it looks up by name.
+    marker = tmp_path / "ran"
+    for name in ("gs", "gswin64c"):
+        (tmp_path / name).write_text(f"#!/bin/sh\ntouch {marker}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    data = encode(corners(), "EPS")
+    with pytest.raises(BadImage) as caught:
+        decode(data)
+    assert caught.value.code == "not_an_image"
+    assert not marker.exists()
+
+
+def test_large_grey_images_are_scaled_as_a_whole():
+    # Over more than one strip: the brightest value of all decides the scale.
+    values = np.zeros((1100, 1000), dtype=np.float32)
+    values[0, 0], values[-1, -1] = 500.0, 1000.0
+    pixels = decode(encode(Image.fromarray(values), "TIFF"))
+    assert (pixels[0, 0, 0], pixels[-1, -1, 0], pixels.max()) == (128, 255, 255)
+
+
+def smooth_jpeg(height, width, **options):
+    """Return a JPEG photo-like in that its detail is larger than some pixels."""
+    noise = np.random.default_rng(0).integers(0, 256, (height // 20, width // 20, 3), np.uint8)
+    scene = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+    return encode(scene, "JPEG", quality=92, **options)
+
+
+def resized(data, jpeg_draft, edges=(64, 256)):
+    return decode_resized(data, DecodeSettings(*edges, MAX_PIXELS, MAX_FRAMES, 9, 999, jpeg_draft))
+
+
+@pytest.mark.parametrize("orientation", [1, 6], ids=["upright", "turned"])
+def test_a_draft_of_a_large_jpeg_is_near_the_exact_image(orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = smooth_jpeg(800, 1200, exif=exif)
+    exact, draft = resized(data, False), resized(data, True)
+    assert draft.origin == exact.origin
+    assert {draft.origin.height, draft.origin.width} == {800, 1200}
+    assert draft.pixels_HW3.shape == exact.pixels_HW3.shape
+    difference = np.abs(draft.pixels_HW3.astype(int) - exact.pixels_HW3)
+    assert 0 < difference.mean() < 1.5
+    assert difference.max() < 30
+
+
+@pytest.mark.parametrize(
+    "data",
+    [smooth_jpeg(200, 300), encode(corners().resize((900, 600)), "PNG")],
+    ids=["less than four times as large", "no jpeg"],
+)
+def test_other_images_are_the_same_with_drafts_allowed(data):
+    exact, draft = resized(data, False), resized(data, True)
+    np.testing.assert_array_equal(draft.pixels_HW3, exact.pixels_HW3)
 
 
 def photo_bytes(format):
