@@ -73,12 +73,16 @@ class AnnotationPlan:
 
     @property
     def _limits(self) -> dict[str, Any]:
-        return self._settings("max_image_bytes max_image_pixels")
+        limits = (
+            "max_image_bytes max_image_pixels max_image_frames max_decode_seconds max_decode_mb "
+            "allow_private_addresses"
+        )
+        return {**self._settings(limits), "schema_version": SCHEMA_VERSION}
 
     @property
     def _proposal(self) -> dict[str, Any]:
         return {
-            **self._settings("proposer mask_precision"),
+            **self._settings("proposer mask_precision jpeg_draft"),
             "schema_version": SCHEMA_VERSION,
             "edges": self.edges,
             "proposer_weights_sha256": self.proposer.weights_sha256,

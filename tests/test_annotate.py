@@ -144,6 +144,24 @@ def test_weight_free_proposals_label_photos(tmp_path: Path) -> None:
     assert all(row["n_proposals"] > 3 for row in rows)
 
 
+def test_an_image_that_kills_its_decoder_costs_only_itself(scenes: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for index in range(10):  # more than one block, so that workers decode on after the death
+        shutil.copy(scenes / "images" / f"{index:03}.png", folder)
+    Image.new("RGB", (9000, 9000)).save(folder / "004-slow.png", compress_level=1)
+    later = [Image.new("RGB", (6, 4), colour) for colour in ("red", "blue")]
+    Image.new("RGB", (6, 4)).save(folder / "moving.gif", save_all=True, append_images=later)
+    output = str(tmp_path / "labels")
+    result = annotate(config(str(folder), output, max_decode_seconds=0.2, max_bad_fraction=1.0))
+    assert result.counts.reasons == {"decode/too_slow": 1}
+    rows = {Path(row["uri"]).name: row for row in rows_of(output)}
+    check_rows(rows.values(), whole=True)
+    assert rows["004-slow.png"]["error"]["code"] == "too_slow"
+    assert (rows["000.png"]["frames"], rows["moving.gif"]["frames"]) == (1, 3)
+    assert rows["004-slow.png"]["frames"] is None
+
+
 def test_two_runs_give_equal_labels(scenes: Path, tmp_path: Path) -> None:
     outputs = [str(tmp_path / name) for name in ("one", "two")]
     for output, batch in zip(outputs, (2, 5), strict=True):
