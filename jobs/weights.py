@@ -16,7 +16,8 @@ from torch import Tensor
 from pipeline.models.checkpoint_file import WeightsFile, read_weights
 from pipeline.models.checkpoints import Parts, Untold, infer_config, load_proposer, take_apart
 from pipeline.models.clip_checkpoint import ClipUntold, infer_clip_config, save_clip
-from pipeline.models.maskformer import CONFIG_FILE, load_config
+from pipeline.models.maskformer import load_config
+from pipeline.models.model_directory import CONFIG_FILE
 from pipeline.prompts import LearnedPrompt
 from schemas.config import WeightsConvertConfig, WeightsInspectConfig
 from schemas.errors import ModelError, OutputError, SegmillError
