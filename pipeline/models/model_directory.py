@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,6 +22,11 @@ def read_config(directory: str | Path, kind: type[Config]) -> Config:
     file = Path(directory) / CONFIG_FILE
     try:
         return kind.model_validate_json(file.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        first = f"{'.'.join(map(str, problems[0]['loc']))}: {problems[0]['msg']}".removeprefix(": ")
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ModelError(f"{file} is no {kind.__name__}: {first}{more}") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read {file}: {error}") from error
 

@@ -14,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.fusion import fuse, label_map, query_probs, region_probs
+from pipeline.fusion import LabelMap, fuse, label_map, query_probs, region_probs
 from pipeline.masks import Precision, mask_probs, unpack_logits
 from pipeline.models import RegionEmbedder, RegionEmbeds, find_classifier
 from pipeline.models.clip import Clip, ClipSource
 from pipeline.models.crops import CropSettings
 from pipeline.models.device import pick_device
 from pipeline.oracle import oracle_scores
+from pipeline.pixels import PixelScorer, pixel_score_tiles
 from pipeline.resize import padded_size, resize_nearest
 from pipeline.segments import encode_segments
 from pipeline.stages.rows import Row, image_of, is_quarantined, isolate
@@ -88,19 +89,19 @@ class Classify:
         return [self._label(row, found) for row, found in zip(rows, embeds, strict=True)]
 
     def _masks(self, row: Row) -> Tensor:
-        shape = (row["n_proposals"], row["mask_height"], row["mask_width"])
-        packed = np.frombuffer(row["mask_logits"], dtype=self.precision).reshape(shape)
         size = (row["image_height"], row["image_width"])
-        logits = unpack_logits(packed.copy(), pick_device())
-        return mask_probs(logits, padded_size(size, self.divisor), size)
+        if row["pixel_embeds"] is not None:  # no proposals: CLIP sees the image as one region
+            return torch.ones((1, *size), device=pick_device())
+        logits_Qhw = self._grid(row, "mask_logits", row["n_proposals"])
+        return mask_probs(logits_Qhw, padded_size(size, self.divisor), size)
+
+    def _grid(self, row: Row, column: str, channels: int) -> Tensor:
+        shape = (channels, row["mask_height"], row["mask_width"])
+        packed = np.frombuffer(row[column], dtype=self.precision).reshape(shape)
+        return unpack_logits(packed.copy(), pick_device())
 
     def _label(self, row: Row, regions: RegionEmbeds | None) -> Row:
-        masks_QHW = self._masks(row)
-        if self.truths is not None:
-            class_scores_QK = self._oracle_scores(row, masks_QHW, self.truths)
-        else:
-            class_scores_QK = self._class_scores(row, regions)
-        labels = label_map(class_scores_QK, masks_QHW, (row["height"], row["width"]))
+        labels = self._labels(row, regions)
         segments = encode_segments(
             labels.classes_HW.cpu().numpy(),
             labels.scores_HW.cpu().numpy(),
@@ -115,6 +116,30 @@ class Classify:
             "mean_score": weighted / area if area else None,
             "segments": segments,
         }
+
+    def _labels(self, row: Row, regions: RegionEmbeds | None) -> LabelMap:
+        size = (row["height"], row["width"])
+        if row["pixel_embeds"] is not None:
+            embeds_Dhw = self._grid(row, "pixel_embeds", self.query_text_KD.shape[1])
+            image_size = (row["image_height"], row["image_width"])
+            tiles = pixel_score_tiles(embeds_Dhw, self._pixel_scorer(regions), image_size, size)
+            return LabelMap.of(tiles, size, embeds_Dhw.device)
+        masks_QHW = self._masks(row)
+        if self.truths is not None:
+            class_scores_QK = self._oracle_scores(row, masks_QHW, self.truths)
+        else:
+            class_scores_QK = self._class_scores(row, regions)
+        return label_map(class_scores_QK, masks_QHW, size)
+
+    def _pixel_scorer(self, regions: RegionEmbeds | None) -> PixelScorer:
+        device = pick_device()
+        clip_probs_1K = None
+        if regions is not None:
+            region_text_KD = torch.from_numpy(self.region_text_KD).to(device)
+            clip_probs_1K = region_probs(regions.clip_embeds_VD, region_text_KD, self.logit_scale)
+        seen_K = None if self.seen is None else torch.tensor(self.seen, device=device)
+        text_KD = torch.from_numpy(self.query_text_KD).to(device)
+        return PixelScorer(text_KD, clip_probs_1K, seen_K, self.ensemble_weight)
 
     def _oracle_scores(self, row: Row, masks_QHW: Tensor, truths: Truths) -> Tensor:
         path = truths.of(row["uri"])

@@ -13,8 +13,9 @@ import pyarrow as pa
 from torch import Tensor
 
 from pipeline.masks import Precision, pack_logits
-from pipeline.models import Lookup, Proposer, find_proposer
+from pipeline.models import Lookup, PixelEmbedder, Proposer, find_proposer
 from pipeline.models.device import pick_device
+from pipeline.pixels import pack_pixels
 from pipeline.resize import Size, padded_size
 from pipeline.stages.rows import Row, image_of, is_quarantined, isolate
 from schemas.annotation import PROPOSED, table_from_rows
@@ -33,7 +34,7 @@ class Propose:
     precision: Precision
 
     @cached_property
-    def model(self) -> Proposer | Lookup:
+    def model(self) -> Proposer | Lookup | PixelEmbedder:
         """The proposer, loaded at first use."""
         return find_proposer(self.proposer).load(self.weights, pick_device())
 
@@ -56,6 +57,9 @@ class Propose:
     def _propose(self, rows: Sequence[Row]) -> list[Row]:
         proposed = []
         model = self.model
+        if isinstance(model, PixelEmbedder):
+            embeds = model.embed_pixels([image_of(row) for row in rows])
+            return [self._with_pixels(*pair) for pair in zip(rows, embeds, strict=True)]
         if isinstance(model, Lookup):
             found_per_image = [
                 model.look_up(
@@ -81,6 +85,11 @@ class Propose:
                 }
             )
         return proposed
+
+    def _with_pixels(self, row: Row, embeds_Dhw: Tensor) -> Row:
+        packed = pack_pixels(embeds_Dhw, self.precision)
+        grid = {"mask_height": packed.shape[1], "mask_width": packed.shape[2]}
+        return {**row, **grid, "pixel_embeds": packed.tobytes()}
 
 
 def _to_bytes(values: Tensor | None) -> bytes | None:

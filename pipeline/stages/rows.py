@@ -18,7 +18,8 @@ Row = dict[str, Any]
 def quarantine(row: Row, stage: str, code: str, message: str) -> Row:
     """Return `row` as a quarantined one: the reason recorded, the pixels dropped."""
     error = {"stage": stage, "code": code, "message": message[:500]}
-    return {**row, "status": QUARANTINED, "error": error, "image": None, "mask_logits": None}
+    dropped = dict.fromkeys(("image", "mask_logits", "pixel_embeds"))
+    return {**row, "status": QUARANTINED, "error": error, **dropped}
 
 
 def is_quarantined(row: Row) -> bool:
