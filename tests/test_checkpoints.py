@@ -506,6 +506,8 @@ def test_a_per_pixel_checkpoint_is_converted(arrange, reference, safetensors_fil
     assert (config.size_divisibility, config.short_edge) == (1, 96)
     assert shared.config.size_divisibility == 32
     assert result.clip and result.prompt
+    told = settings(tmp_path / "fcn.safetensors", tmp_path / "padded", size_divisibility=8)
+    assert PerPixel.load(convert(told).proposer).config.size_divisibility == 8
 
     found = inspect(WeightsInspectConfig(weights=tmp_path / "fcn.safetensors"))
     assert (found.facts["architecture"], found.problems) == ("per-pixel", ())
