@@ -1,42 +1,38 @@
-"""`segmill annotate`: from a source of images to a published dataset version."""
+"""`segmill annotate`: from a source of images to a published dataset version.
 
-import hashlib
+Run again, it does what is missing: new and changed images, what an earlier run did not finish, and
+whatever depends on a setting that was changed.
+"""
+
 import json
-import logging
-import secrets
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
+from jobs.annotation_flows import actor_cpus, actors, run_flows
+from jobs.annotation_plan import AnnotationPlan
 from jobs.progress import Progress, Silent
 from pipeline import dataset, runtime
-from pipeline.fusion import LOGIT_SCALE
-from pipeline.models import ProposerCard, find_classifier, find_proposer
-from pipeline.models.clip import Clip, ClipCard, ClipSource, text_vectors
-from pipeline.models.crops import CropSettings
-from pipeline.models.device import pick_device
-from pipeline.prompts import Prompts, load_prompts
-from pipeline.sources import Inventory, take_inventory
-from pipeline.stages.classify import Classify
-from pipeline.stages.fetch import FetchDecode
-from pipeline.stages.propose import Propose
+from pipeline.files import delete_files, list_files, write_bytes
+from pipeline.lock import DatasetLock, new_run_id
+from pipeline.parts import RUNS, forget_parts, merge_images, recorded_parts
+from pipeline.planner import Origin, Planner, Work
+from pipeline.sources import Listing
 from pipeline.storage import hide_secrets
-from pipeline.truth import Truths
-from schemas.annotation import SCHEMA_VERSION
 from schemas.config import AnnotateConfig
-from schemas.errors import ModelError, SegmillError
-from schemas.manifest import Counts, DataFile, Manifest
-from schemas.vocabulary import Vocabulary, read_vocabulary
+from schemas.errors import SegmillError
+from schemas.manifest import Changes, Counts, DataFile, Manifest, Part
 
-_RECORDED_PACKAGES = ("segmill", "ray", "torch", "open_clip_torch", "transformers", "pyarrow")
-
-logger = logging.getLogger(__name__)
+_RECORDED_PACKAGES: Final = (
+    "segmill", "ray", "torch", "open_clip_torch", "transformers", "pyarrow",
+)  # fmt: skip
+# A pass that leaves something undone, without any error, is repeated; more often is a bug of ours.
+_MAX_PASSES: Final = 3
 
 
 @dataclass(frozen=True)
@@ -45,253 +41,197 @@ class AnnotateResult:
 
     output: str
     version: int
+    published: bool  # False: the newest version is already what was asked for
     run_id: str
     counts: Counts
+    changes: Changes
     ignored: int  # files passed over for their extension
     repeated: int  # uris given more than once
     seconds: float
     too_many_bad: bool
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """Everything that is checked and fixed before any work starts."""
-
-    config: AnnotateConfig
-    vocabulary: Vocabulary
-    query_prompts: Prompts
-    region_prompts: Prompts
-    proposer: ProposerCard
-    clip: ClipSource
-    clip_card: ClipCard
-    inventory: Inventory
-    run_id: str
-
-    @property
-    def deciding(self) -> dict[str, Any]:
-        """All that decides a label: two runs that agree in it give equal labels."""
-        settings = (
-            "proposer classifier mask_threshold mask_fill mask_expand_ratio mask_matting "
-            "ensemble ensemble_weight oracle_truth invalid_proposals min_score mask_precision "
-            "clip_precision crop_side logit_scale"
-        )
-        return {
-            **{name: getattr(self.config, name) for name in settings.split()},
-            "schema_version": SCHEMA_VERSION,
-            "edges": self.edges,
-            "proposer_weights_sha256": self.proposer.weights_sha256,
-            "clip": None if self.clip_card.weights_sha256 else [self.clip.name, self.clip.weights],
-            "clip_weights_sha256": self.clip_card.weights_sha256,
-            "query_prompts": self.query_prompts.identity,
-            "region_prompts": self.region_prompts.identity,
-            "vocabulary": self.vocabulary.model_dump(),
-        }
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of `deciding`."""
-        return hashlib.sha256(json.dumps(self.deciding, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def edges(self) -> tuple[int, int]:
-        """Short and long edge of the images that the proposer sees."""
-        short = self.config.short_edge or self.proposer.short_edge
-        # Without a limit of its own, a larger short edge keeps the proposer's proportion.
-        proportion = self.proposer.long_edge / self.proposer.short_edge
-        return short, self.config.long_edge or max(short, round(short * proportion))
-
-
 def annotate(config: AnnotateConfig, progress: Progress | None = None) -> AnnotateResult:
-    """Label every image of the source and publish the result as the next version.
+    """Label what is missing of the source and publish the result as the next version.
 
-    Raises SettingsError (or a kind of it) for wrong settings before any model is loaded, and
-    PublicationError when another run published the same version meanwhile.
+    Raises SettingsError (or a kind of it) for wrong settings before any model is loaded,
+    LockedError when another run holds the dataset, and PublicationError when another run published
+    the same version meanwhile.
     """
     started = time.monotonic()
     progress = progress or Silent()
     with progress:
-        plan = _check(config, progress)
-        previous = dataset.newest_version(config.output)
-        resolved = json.dumps(plan.config.model_dump(mode="json"), indent=2)
-        # Also shows that the output can be written, before anything is loaded.
-        dataset.write_bytes(config.output, f"_runs/{plan.run_id}/config.json", resolved.encode())
-        files = _run(plan, progress)
-        counts = _account(plan.inventory, files)
-        manifest = _manifest(plan, previous + 1, files, counts)
-        dataset.publish(config.output, manifest)
-    return AnnotateResult(
-        output=hide_secrets(config.output),
-        version=manifest.version,
-        run_id=plan.run_id,
-        counts=counts,
-        ignored=plan.inventory.ignored,
-        repeated=plan.inventory.repeated,
-        seconds=time.monotonic() - started,
-        too_many_bad=counts.quarantined > config.max_bad_fraction * counts.inventory,
-    )
+        plan = AnnotationPlan.of(config)
+        run_id = new_run_id()
+        with (
+            DatasetLock(config.output, run_id, config.lock_ttl_s) as lock,
+            Planner(plan.fingerprints, config.plan_memory_mb, runtime.cores()) as planner,
+        ):
+            return _Run(plan, run_id, planner, lock, progress).result(started)
 
 
-def _check(config: AnnotateConfig, progress: Progress) -> _Plan:
-    vocabulary = read_vocabulary(config.vocabulary)
-    query_prompts = load_prompts(config.prompts)
-    region_prompts = load_prompts(config.region_prompts or config.prompts)
-    proposer = find_proposer(config.proposer).describe(config.proposer_weights)
-    find_classifier(config.classifier)
-    clip = ClipSource.of(config.clip, config.clip_weights, config.clip_precision, config.crop_side)
-    clip_card = clip.describe()
-    if proposer.embedding_dim not in (None, clip_card.embedding_dim):
-        raise ModelError(
-            f"proposer {config.proposer!r} has query embeddings of {proposer.embedding_dim} "
-            f"dimensions, clip {config.clip!r} has {clip_card.embedding_dim}; they must be equal"
-        )
-    if proposer.embedding_dim is None and not config.ensemble:
-        raise ModelError(
-            f"ensemble is off, but proposer {config.proposer!r} has no query scores of its own"
-        )
-    if config.oracle_truth is not None and not proposer.proposes_masks:
-        raise ModelError(
-            f"oracle_truth labels proposals, but proposer {config.proposer!r} makes none; take one "
-            "that proposes masks"
-        )
-    if config.oracle_truth is not None:
-        Truths.find(config.oracle_truth)
-    progress.say(f"listing {hide_secrets(config.source)}")
-    inventory = take_inventory(config.source, config.extensions)
-    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-    return _Plan(
-        config,
-        vocabulary,
-        query_prompts,
-        region_prompts,
-        proposer,
-        clip,
-        clip_card,
-        inventory,
-        run_id,
-    )
+class _Run:
+    """One run: compares, does what is left, publishes, tidies up."""
 
+    def __init__(
+        self,
+        plan: AnnotationPlan,
+        run_id: str,
+        planner: Planner,
+        lock: DatasetLock,
+        progress: Progress,
+    ) -> None:
+        self._plan = plan
+        self._config = plan.config
+        self._output = plan.config.output
+        self._run_id = run_id
+        self._planner = planner
+        self._lock = lock
+        self._progress = progress
+        newest = dataset.newest_version(self._output)
+        self._base = dataset.read_manifest(self._output, newest) if newest else None
+        self._from_embeddings = 0
 
-def _run(plan: _Plan, progress: Progress) -> list[DataFile]:
-    config = plan.config
-    actors = config.propose_actors + config.classify_actors
-    # On one machine without GPUs the pools share its cores; on a cluster an actor takes one.
-    actor_cpus = max(1, runtime.cores() // actors) if config.address == "local" else 1
-    with runtime.cluster(config.address, config.object_store_mb, actors * actor_cpus):
-        propose_gpus = runtime.gpus_per_actor(config.propose_gpus)
-        classify_gpus = runtime.gpus_per_actor(config.classify_gpus)
-        progress.say(f"prompting CLIP with {len(plan.vocabulary)} classes")
-        texts = runtime.run_task(
-            _encode_vocabulary,
-            plan.clip,
-            plan.vocabulary,
-            (plan.query_prompts, plan.region_prompts),
-            num_gpus=classify_gpus,
-        )
-        fetch = FetchDecode(*plan.edges, config.max_image_bytes, config.max_image_pixels)
-        propose = Propose(
-            config.proposer, config.proposer_weights, plan.proposer.divisor, config.mask_precision
-        )
-        classify = Classify(
-            classifier=config.classifier,
-            clip=plan.clip,
-            crops=CropSettings(
-                config.mask_threshold,
-                config.mask_fill,
-                config.mask_expand_ratio,
-                config.mask_matting,
-            ),
-            crop_batch=config.crop_batch,
-            names=plan.vocabulary.names,
-            seen=plan.vocabulary.seen,
-            query_text_KD=texts.query_KD,
-            region_text_KD=texts.region_KD,
-            logit_scale=LOGIT_SCALE if config.logit_scale == "paper" else texts.logit_scale,
-            ensemble=config.ensemble,
-            ensemble_weight=config.ensemble_weight,
-            keep_invalid=config.invalid_proposals == "boosted",
-            oracle_truth=config.oracle_truth,
-            min_score=config.min_score,
-            divisor=plan.proposer.divisor,
-            precision=config.mask_precision,
-            fingerprint=plan.fingerprint,
-            run_id=plan.run_id,
-        )
-        total = len(plan.inventory.images)
-        progress.start([fetch.name, propose.name, classify.name, "write"], total)
-        return runtime.run_pipeline(
-            plan.inventory.images,
-            [
-                runtime.Placement(fetch, runtime.ROWS_PER_BLOCK),
-                runtime.Placement(
-                    propose, config.propose_batch, config.propose_actors, propose_gpus, actor_cpus
-                ),
-                runtime.Placement(
-                    classify,
-                    config.classify_batch,
-                    config.classify_actors,
-                    classify_gpus,
-                    actor_cpus,
-                ),
-            ],
-            config.output,
-            plan.run_id,
-            config.rows_per_file,
-            progress.update,
+    def result(self, started: float) -> AnnotateResult:
+        """Do all of it; `started` is on the monotonic clock."""
+        listing = Listing(self._config.source, self._config.extensions)
+        self._progress.say(f"listing {hide_secrets(self._config.source)}")
+        repeated = self._planner.add_inventory(listing)
+        self._take_over()
+        manifest = self._published(self._do_what_is_left())
+        self._tidy(manifest)
+        counts = manifest.counts
+        return AnnotateResult(
+            output=hide_secrets(self._output),
+            version=manifest.version,
+            published=manifest.run_id == self._run_id,
+            run_id=self._run_id,
+            counts=counts,
+            changes=self._changes(),
+            ignored=listing.ignored,
+            repeated=repeated,
+            seconds=time.monotonic() - started,
+            too_many_bad=counts.quarantined > self._config.max_bad_fraction * counts.inventory,
         )
 
+    def _take_over(self) -> None:
+        """Tell the planner what is done: by runs that were cut short, and in the newest version."""
+        published = {file.path for file in self._base.images} if self._base else set()
+        parts = recorded_parts(self._output)
+        stale = [record for record, part in parts.items() if part.images.path in published]
+        # Only now, before another version: what no record names is never deleted.
+        delete_files(self._output, stale)
+        self._add([part for record, part in parts.items() if record not in stale], "adopted")
+        if self._base is not None:
+            self._planner.add_done(
+                self._output,
+                self._base.images,
+                self._base.embeddings,
+                "published",
+                retry_quarantined=self._config.retry_quarantined,
+            )
 
-@dataclass(frozen=True, eq=False)
-class _Texts:
-    """What the vocabulary is for CLIP: unit text vectors per head, and CLIP's own scale."""
+    def _add(self, parts: Sequence[Part], origin: Origin) -> None:
+        self._planner.add_done(
+            self._output,
+            [part.images for part in parts],
+            [part.embeddings for part in parts if part.embeddings],
+            origin,
+            retry_quarantined=self._config.retry_quarantined,
+        )
 
-    query_KD: NDArray[np.float32]
-    region_KD: NDArray[np.float32]
-    logit_scale: float
+    def _left(self) -> Work:
+        keep = self._config.keep_embeddings
+        return self._planner.left(self._output, self._run_id, keep_embeddings=keep)
+
+    def _do_what_is_left(self) -> list[DataFile]:
+        """Return the files that hold every image of the inventory, each once."""
+        work = self._left()
+        if not work.images:
+            return self._merged()
+        self._from_embeddings = work.recalled
+        resolved = json.dumps(self._config.model_dump(mode="json"), indent=2)
+        write_bytes(self._output, f"{RUNS}/{self._run_id}/config.json", resolved.encode())
+        self._progress.say(f"{work.images} of {self._planner.images} images are to be done")
+        cpus = actors(self._plan) * actor_cpus(self._plan)
+        with runtime.cluster(self._config.address, self._config.object_store_mb, cpus):
+            for _ in range(_MAX_PASSES):
+                parts = list(run_flows(self._plan, work, self._run_id, self._progress))
+                self._add(parts, "own")
+                work = self._left()
+                if not work.images:
+                    return self._merged()
+        raise SegmillError(
+            f"{work.images} of {self._planner.images} images came out of no stage; nothing was "
+            "published, and what was finished is kept"
+        )
+
+    def _merged(self) -> list[DataFile]:
+        outcome = self._planner.outcome(self._config.rows_per_file)
+        merge = partial(merge_images, self._output, self._run_id)
+        return outcome.kept + runtime.map_tasks(merge, outcome.merges)
+
+    def _published(self, files: list[DataFile]) -> Manifest:
+        """Publish the files as the next version, unless the newest one is just these."""
+        files = sorted(files, key=lambda file: file.path)
+        counts = _account(self._planner.images, files)
+        if self._base is not None and files == list(self._base.images):
+            return self._base
+        plan = self._plan
+        manifest = Manifest(
+            version=self._base.version + 1 if self._base else 1,
+            created=datetime.now(UTC),
+            run_id=self._run_id,
+            lock=self._lock.number,
+            fingerprint=plan.fingerprints.label,
+            source=hide_secrets(plan.config.source),
+            vocabulary=plan.vocabulary,
+            counts=counts,
+            changes=self._changes(),
+            images=tuple(files),
+            embeddings=tuple(self._planner.embeddings()),
+            config=plan.config.model_dump(mode="json"),
+            models={"proposer_licence": plan.proposer.licence, **plan.deciding},
+            software={package: version(package) for package in _RECORDED_PACKAGES},
+        )
+        self._lock.check()
+        dataset.publish(self._output, manifest)
+        return manifest
+
+    def _changes(self) -> Changes:
+        done = self._planner.own()
+        return Changes(
+            kept=self._planner.images - done,
+            done=done,
+            from_embeddings=self._from_embeddings,
+            removed=self._planner.removed(),
+        )
+
+    def _tidy(self, manifest: Manifest) -> None:
+        """Delete what publication made superfluous: small parts, their records, lists of work."""
+        named = [manifest, self._base] if self._base else [manifest]
+        published = {file.path for known in named for file in known.images}
+        published |= {file.path for known in named for file in known.embeddings}
+        forget_parts(self._output, recorded_parts(self._output), published)
+        lists = [path for path in list_files(self._output, RUNS) if "/todo/" in path]
+        delete_files(self._output, lists)
 
 
-def _encode_vocabulary(
-    source: ClipSource, vocabulary: Vocabulary, prompts: tuple[Prompts, Prompts]
-) -> _Texts:
-    clip = Clip.load(source, pick_device())
-    query, region = prompts
-    query_KD = text_vectors(clip, vocabulary, query)
-    same = region.identity == query.identity
-    region_KD = query_KD if same else text_vectors(clip, vocabulary, region)
-    return _Texts(query_KD, region_KD, clip.logit_scale)
-
-
-def _account(inventory: Inventory, files: list[DataFile]) -> Counts:
-    """Add up the files; raises SegmillError unless every image of the inventory ended in one."""
+def _account(images: int, files: Sequence[DataFile]) -> Counts:
+    """Add up the files; raises SegmillError unless every image of the inventory is in one."""
     labelled = sum(file.labelled for file in files)
     quarantined = sum(file.quarantined for file in files)
+    if labelled + quarantined != images:
+        raise SegmillError(
+            f"{labelled} labelled + {quarantined} quarantined images do not make the {images} of "
+            "the inventory; nothing was published"
+        )
     reasons: Counter[str] = Counter()
     for file in files:
         reasons.update(file.reasons)
-    total = len(inventory.images)
-    if labelled + quarantined != total:
-        raise SegmillError(
-            f"{labelled} labelled + {quarantined} quarantined images do not make the "
-            f"{total} of the inventory; nothing was published"
-        )
     return Counts(
-        inventory=total,
+        inventory=images,
         labelled=labelled,
         quarantined=quarantined,
         reasons=dict(reasons.most_common()),
-    )
-
-
-def _manifest(plan: _Plan, number: int, files: list[DataFile], counts: Counts) -> Manifest:
-    return Manifest(
-        version=number,
-        created=datetime.now(UTC),
-        run_id=plan.run_id,
-        fingerprint=plan.fingerprint,
-        source=hide_secrets(plan.config.source),
-        vocabulary=plan.vocabulary,
-        counts=counts,
-        images=tuple(sorted(files, key=lambda file: file.path)),
-        config=plan.config.model_dump(mode="json"),
-        models={"proposer_licence": plan.proposer.licence, **plan.deciding},
-        software={package: version(package) for package in _RECORDED_PACKAGES},
     )

@@ -1,6 +1,7 @@
 """The `segmill` command: flags, environment and YAML from the settings model of each command.
 
-Exit codes: 0 done, 1 done but too many images were bad (or publication failed), 2 wrong settings.
+Exit codes: 0 done, 1 done but too many images were bad (or the run failed), 2 wrong settings,
+3 another run holds the dataset.
 Nothing heavy is imported until a command is known, so that `segmill --help` is immediate.
 """
 
@@ -42,6 +43,18 @@ COMMANDS: Final[dict[str, _Command]] = {
     "report": _Command(
         "write one HTML page to look at a dataset",
         "ReportConfig", "jobs.report:report", "jobs.show:show_report", ("dataset",),
+    ),
+    "versions": _Command(
+        "list the published versions of a dataset",
+        "VersionsConfig", "jobs.versions:list_versions", "jobs.show:show_versions", ("dataset",),
+    ),
+    "verify": _Command(
+        "read a dataset again: files, hashes, the account of rows, label maps",
+        "VerifyConfig", "jobs.verify:verify", "jobs.show:show_verify", ("dataset",),
+    ),
+    "vacuum": _Command(
+        "delete old versions of a dataset, and files that no version names",
+        "VacuumConfig", "jobs.vacuum:vacuum", "jobs.show:show_vacuum", ("dataset",),
     ),
     "weights convert": _Command(
         "write the models of a checkpoint of the paper's authors in Segmill's layout",
@@ -90,7 +103,7 @@ def _run(name: str, command: _Command, arguments: list[str]) -> int:
     from rich.console import Console
 
     from jobs.progress import TerminalProgress
-    from schemas.errors import SegmillError, SettingsError
+    from schemas.errors import LockedError, SegmillError, SettingsError
 
     console = Console(stderr=True)
     _quiet_libraries()
@@ -99,11 +112,12 @@ def _run(name: str, command: _Command, arguments: list[str]) -> int:
         result = job(config, TerminalProgress(console)) if _takes_progress(job) else job(config)
     except SettingsError as error:
         return _complain(program, str(error))
+    except LockedError as error:
+        return _complain(program, str(error), code=3)
     except SegmillError as error:
-        _complain(program, str(error))
-        return 1
+        return _complain(program, str(error), code=1)
     except KeyboardInterrupt:
-        return _complain(program, "interrupted; nothing was published", code=130)
+        return _complain(program, "interrupted; what was finished is kept", code=130)
     return int(_load(command.show)(result, console))
 
 

@@ -28,7 +28,7 @@ _MARKER_TEXT: Final = (
 )
 _MAX_CARDS: Final = 96  # a page of about 2 MB
 _SCENE_NAME: Final = "scene-{:05d}.png"
-_DATASET_PARTS: Final = ("images", "embeddings", "_manifest", "_runs")
+_DATASET_PARTS: Final = ("images", "embeddings", "_manifest", "_runs", "_lock")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from jobs.evaluate import EvaluateResult
     from jobs.models import ModelsResult
     from jobs.report import ReportResult
+    from jobs.vacuum import VacuumResult
+    from jobs.verify import VerifyResult
+    from jobs.versions import VersionsResult
     from jobs.weights import ConvertResult, InspectResult
 
 
@@ -27,17 +30,26 @@ def show_annotate(result: "AnnotateResult", console: Console) -> int:
     def add(number: int, what: str) -> None:
         table.add_row(str(number), what, f"{number / counts.inventory:.1%}")
 
+    changes = result.changes
     add(counts.inventory, "in the inventory")
+    add(changes.kept, "  were done before")
+    add(changes.done, "  done by this run")
+    if changes.from_embeddings:
+        add(changes.from_embeddings, "    from kept embeddings")
     add(counts.labelled, "labelled")
     add(counts.quarantined, "quarantined")
     for reason, number in counts.reasons.items():
         add(number, f"  {reason}")
     console.print(table)
+    if not result.published:
+        console.print("nothing has changed: this version stays the newest")
+    if changes.removed:
+        console.print(f"{changes.removed} images of the version before are no longer there")
     if result.ignored:
         console.print(f"{result.ignored} other files were passed over (see --extensions)")
     if result.repeated:
         console.print(f"{result.repeated} repeated entries of the list were taken once")
-    rate = counts.inventory / result.seconds
+    rate = changes.done / result.seconds
     console.print(f"{result.seconds:.1f} s, {rate:.2f} images/s with start-up", highlight=False)
     if result.too_many_bad:
         console.print("too many images were quarantined (see --max-bad-fraction)", style="red")
@@ -45,14 +57,91 @@ def show_annotate(result: "AnnotateResult", console: Console) -> int:
         {
             "output": result.output,
             "version": result.version,
+            "published": result.published,
             "run_id": result.run_id,
             "images": counts.inventory,
+            "done": changes.done,
+            "from_embeddings": changes.from_embeddings,
+            "removed": changes.removed,
             "labelled": counts.labelled,
             "quarantined": counts.quarantined,
             "seconds": round(result.seconds, 2),
         }
     )
     return int(result.too_many_bad)
+
+
+def show_versions(result: "VersionsResult", console: Console) -> int:
+    """Print a line per version."""
+    table = Table(title=result.dataset, title_justify="left")
+    for name in ("version", "images", "done", "removed", "quarantined", "files", "MiB"):
+        table.add_column(name, justify="right")
+    table.add_column("created")
+    table.add_column("run")
+    rows = []
+    for manifest in result.manifests:
+        size_bytes = sum(file.size_bytes for file in manifest.images)
+        size_bytes += sum(file.size_bytes for file in manifest.embeddings)
+        counts, changes = manifest.counts, manifest.changes
+        rows.append(
+            {
+                "version": manifest.version,
+                "images": counts.inventory,
+                "done": changes.done,
+                "removed": changes.removed,
+                "quarantined": counts.quarantined,
+                "files": len(manifest.images) + len(manifest.embeddings),
+                "size_bytes": size_bytes,
+                "created": manifest.created.isoformat(timespec="seconds"),
+                "run_id": manifest.run_id,
+            }
+        )
+        shown = {**rows[-1], "size_bytes": f"{size_bytes / 2**20:.1f}"}
+        table.add_row(*map(str, shown.values()))
+    console.print(table)
+    _print_json({"dataset": result.dataset, "versions": rows})
+    return 0
+
+
+def show_verify(result: "VerifyResult", console: Console) -> int:
+    """Print what is wrong; 1 when anything is."""
+    for problem in result.problems:
+        console.print(problem, style="red", highlight=False, markup=False, soft_wrap=True)
+    verdict = f"{len(result.problems)} problems" if result.problems else "whole"
+    console.print(
+        f"version {result.version}: {result.files} files, {result.images} images, "
+        f"{result.label_maps} label maps read: {verdict}",
+        highlight=False,
+    )
+    _print_json(
+        {
+            "version": result.version,
+            "images": result.images,
+            "files": result.files,
+            "label_maps": result.label_maps,
+            "problems": len(result.problems),
+            "seconds": round(result.seconds, 2),
+        }
+    )
+    return int(bool(result.problems))
+
+
+def show_vacuum(result: "VacuumResult", console: Console) -> int:
+    """Print what was deleted, or would be."""
+    for path in result.files:
+        console.print(path, highlight=False, markup=False, soft_wrap=True)
+    named = ", ".join(map(str, result.versions)) or "none"
+    done = "deleted" if result.deleted else "would be deleted (see --delete)"
+    console.print(f"versions: {named}; {len(result.files)} files: {done}", highlight=False)
+    _print_json(
+        {
+            "deleted": result.deleted,
+            "versions": list(result.versions),
+            "files": len(result.files),
+            "size_bytes": result.size_bytes,
+        }
+    )
+    return 0
 
 
 def show_evaluate(result: "EvaluateResult", console: Console) -> int:

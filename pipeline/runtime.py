@@ -1,9 +1,11 @@
 """Ray: the one module that imports it. Stages become tasks and actor pools of one Ray Data plan."""
 
+import hashlib
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
@@ -14,20 +16,28 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Datasink
 from ray.data.datasource.datasink import WriteResult
 
-from pipeline.dataset import write_part
-from schemas.annotation import conform
+from pipeline.parts import write_part
+from pipeline.stages.rows import quarantine
+from pipeline.storage import describe
+from schemas.annotation import conform, table_from_rows
 from schemas.errors import SegmillError, SettingsError
-from schemas.manifest import DataFile
+from schemas.manifest import Part
 
-# Images per decode task, and so per block between the stages: enough to overlap the reads of one
-# task, few enough that a block of paper-sized mask logits (7 MB an image) stays moderate.
-ROWS_PER_BLOCK: Final = 8
+# Bytes of a block between the stages: a task that decodes many images hands them on in blocks of
+# this size, and blocks are what queues are made of.
+_BLOCK_BYTES: Final = 32 * 2**20
 # Declared so that Ray does not start more decodes than fit. It also keeps Ray from fusing the
 # decode tasks into the proposer's actors, where they would hold up the GPU.
 _DECODE_MEMORY: Final = 768 * 2**20
 _POLL_S: Final = 0.5
+# How often an image may be at work, alone, in a worker that dies, before it is the image's fault.
+_MAX_DEATHS: Final = 3
+_LOCAL_THREADS: Final = 4
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+logger = logging.getLogger(__name__)
 
 
 class Stage(Protocol):
@@ -43,6 +53,21 @@ class Stage(Protocol):
 
     def __call__(self, images: pa.Table, /) -> pa.Table:
         """Return one row per row of `images`."""
+
+
+class Intake(Protocol):
+    """Where rows come from: picklable settings, callable from a unit of work to tables."""
+
+    @property
+    def name(self) -> str:
+        """One word, shown in progress."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of the tables."""
+
+    def __call__(self, unit: dict[str, Any], /) -> Iterator[pa.Table]:
+        """Yield the rows of a unit, a few at a time."""
 
 
 @dataclass(frozen=True)
@@ -131,58 +156,89 @@ def run_task(work: Callable[..., T], *arguments: Any, num_gpus: float = 0.0) -> 
     return result
 
 
-def run_pipeline(
-    images: pa.Table,
-    placements: Sequence[Placement],
-    dataset: str,
-    run_id: str,
-    rows_per_file: int,
-    on_progress: ProgressCallback,
-) -> list[DataFile]:
-    """Stream the inventory through the stages into Parquet files; return their records.
+def map_tasks(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Apply `work` to every item: as tasks of the cluster, or in threads where there is none."""
+    if not ray.is_initialized():
+        with ThreadPoolExecutor(_LOCAL_THREADS) as pool:
+            return list(pool.map(work, items))
+    remote = ray.remote(_apply)
+    try:
+        results: list[R] = ray.get([remote.remote(work, item) for item in items])
+    except ray.exceptions.RayError as error:
+        raise _cause(error) from None
+    return results
+
+
+def _apply(work: Callable[[T], R], item: T) -> R:
+    return work(item)  # Ray takes functions only, not what else can be called
+
+
+@dataclass(frozen=True)
+class Flow:
+    """One pass through the cluster: units of work, what makes rows of them, and the stages."""
+
+    units: pa.Table
+    intake: Intake
+    placements: Sequence[Placement]
+
+
+def run_flow(
+    flow: Flow, dataset: str, run_id: str, rows_per_part: int, on_progress: ProgressCallback
+) -> list[Part]:
+    """Stream units through the stages into Parquet files; return what was written.
 
     Nothing is published. `on_progress` is called from another thread, about twice a second, with
-    the number of images that have left each stage.
+    the number of images that have left each stage. Raises SegmillError when the run is cut short;
+    the parts written until then stay, with their records.
     """
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.target_max_block_size = _BLOCK_BYTES
     logging.getLogger("ray.data").setLevel(logging.getLogger("ray").level)
-    counter = ray.remote(num_cpus=0)(_Counter).remote()
-    blocks = [
-        images[start : start + ROWS_PER_BLOCK] for start in range(0, len(images), ROWS_PER_BLOCK)
-    ]
-    flow = ray.data.from_arrow(blocks)
-    for placement in placements:
-        flow = _attach(flow, placement, counter)
-    sink = _DatasetSink(dataset, run_id, rows_per_file, counter)
+    board = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
+    rows = ray.data.from_arrow([flow.units[index : index + 1] for index in range(len(flow.units))])
+    rows = rows.map_batches(
+        _take_in, fn_args=(flow.intake, board), batch_size=1, batch_format="pyarrow",
+        memory=_DECODE_MEMORY,
+    )  # fmt: skip
+    for placement in flow.placements:
+        rows = _attach(rows, placement, board)
+    sink = _DatasetSink(dataset, run_id, rows_per_part, board)
     stop = threading.Event()
-    poller = threading.Thread(target=_poll, args=(counter, on_progress, stop), daemon=True)
+    poller = threading.Thread(target=_poll, args=(board, on_progress, stop), daemon=True)
     poller.start()
     try:
-        flow.write_datasink(sink)
+        rows.write_datasink(sink)
     except (ray.exceptions.RayError, ray.data.exceptions.RayDataUserCodeException) as error:
         raise _cause(error) from None
     finally:
         stop.set()
         poller.join()
-        ray.kill(counter)
-    return sink.files
+        ray.kill(board)
+    return sink.parts
 
 
-def _attach(flow: ray.data.Dataset, placement: Placement, counter: Any) -> ray.data.Dataset:
+def _take_in(units: pa.Table, intake: Intake, board: Any) -> Iterator[pa.Table]:
+    for unit in units.to_pylist():
+        for table in intake(unit):
+            board.add.remote(intake.name, len(table))
+            yield conform(table, intake.schema)
+
+
+def _attach(rows: ray.data.Dataset, placement: Placement, board: Any) -> ray.data.Dataset:
     options: dict[str, Any] = {
         "batch_format": "pyarrow",
         "batch_size": placement.batch_size,
         "udf_modifying_row_count": False,
     }
     if not placement.actors:
-        return flow.map_batches(
-            _run_stage, fn_args=(placement.stage, counter), memory=_DECODE_MEMORY, **options
+        return rows.map_batches(
+            _run_stage, fn_args=(placement.stage, board), memory=_DECODE_MEMORY, **options
         )
-    return flow.map_batches(
+    return rows.map_batches(
         _pool_class(placement.stage.name),
-        fn_constructor_args=(placement.stage, counter),
+        fn_constructor_args=(placement.stage, board),
         compute=ActorPoolStrategy(size=placement.actors),
         num_cpus=placement.num_cpus,
         num_gpus=placement.num_gpus,
@@ -190,22 +246,54 @@ def _attach(flow: ray.data.Dataset, placement: Placement, counter: Any) -> ray.d
     )
 
 
-def _run_stage(images: pa.Table, stage: Stage, counter: Any) -> pa.Table:
+def _run_stage(images: pa.Table, stage: Stage, board: Any) -> pa.Table:
     """Apply a stage, hold it to its schema, and count what has left it."""
     result = conform(stage(images), stage.schema)
-    counter.add.remote(stage.name, len(result))
+    board.add.remote(stage.name, len(result))
     return result
 
 
 class _Worker:
-    """One actor of a pool: keeps its stage, and with it the loaded model."""
+    """One actor of a pool: keeps its stage, and with it the loaded model.
 
-    def __init__(self, stage: Stage, counter: Any) -> None:
+    Ray restarts an actor that dies and gives it the same batch again, for ever. So each batch is
+    announced: one that was announced before and never finished is taken apart, and an image that
+    was at work alone in several workers that died is quarantined untried.
+    """
+
+    def __init__(self, stage: Stage, board: Any) -> None:
         self._stage = stage
-        self._counter = counter
+        self._board = board
 
     def __call__(self, images: pa.Table) -> pa.Table:
-        return _run_stage(images, self._stage, self._counter)
+        if len(images) and self._begin("batch", images):
+            alone = [self._alone(images[index : index + 1]) for index in range(len(images))]
+            result = pa.concat_tables(alone)
+        else:
+            result = _run_stage(images, self._stage, self._board)
+        self._board.end.remote(self._key("batch", images))
+        return result
+
+    def _alone(self, image: pa.Table) -> pa.Table:
+        deaths = self._begin("alone", image)
+        if deaths >= _MAX_DEATHS:
+            message = f"the worker died each of {deaths} times that it was at work on this image"
+            row = quarantine(image.to_pylist()[0], self._stage.name, "worker_died", message)
+            image = table_from_rows([row], image.schema)
+        result = _run_stage(image, self._stage, self._board)
+        self._board.end.remote(self._key("alone", image))
+        return result
+
+    def _begin(self, how: str, images: pa.Table) -> int:
+        """Announce a batch; return how often it was announced before and not finished."""
+        try:
+            return int(ray.get(self._board.begin.remote(self._key(how, images))))
+        except ray.exceptions.RayError:  # the board itself is being restarted
+            return 0
+
+    def _key(self, how: str, images: pa.Table) -> str:
+        ids = "".join(images["image_id"].to_pylist())
+        return f"{self._stage.name} {how} {hashlib.blake2b(ids.encode()).hexdigest()}"
 
 
 def _pool_class(name: str) -> type[_Worker]:
@@ -213,11 +301,12 @@ def _pool_class(name: str) -> type[_Worker]:
     return type(name.capitalize(), (_Worker,), {})
 
 
-class _Counter:
-    """Actor that adds up how many images have left each stage."""
+class _Board:
+    """Actor that adds up how many images have left each stage, and knows what is at work."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
+        self._at_work: dict[str, int] = {}
 
     def add(self, stage: str, images: int) -> None:
         self._counts[stage] = self._counts.get(stage, 0) + images
@@ -225,52 +314,69 @@ class _Counter:
     def read(self) -> dict[str, int]:
         return self._counts
 
+    def begin(self, key: str) -> int:
+        before = self._at_work.get(key, 0)
+        self._at_work[key] = before + 1
+        return before
 
-def _poll(counter: Any, on_progress: ProgressCallback, stop: threading.Event) -> None:
+    def end(self, key: str) -> None:
+        self._at_work.pop(key, None)
+
+
+def _poll(board: Any, on_progress: ProgressCallback, stop: threading.Event) -> None:
     while True:
         stopped = stop.wait(_POLL_S)
         # Progress is a courtesy: never end a run for it.
         with suppress(ray.exceptions.RayError):
-            on_progress(ray.get(counter.read.remote(), timeout=10))
+            on_progress(ray.get(board.read.remote(), timeout=10))
         if stopped:
             return
 
 
 class _DatasetSink(Datasink):  # type: ignore[misc]  # Ray ships no types
-    """Writes each bundle of rows as one Parquet file and collects the records."""
+    """Writes each bundle of rows as one part of the dataset and collects the records."""
 
-    def __init__(self, dataset: str, run_id: str, rows_per_file: int, counter: Any) -> None:
+    def __init__(self, dataset: str, run_id: str, rows_per_part: int, board: Any) -> None:
         self._dataset = dataset
         self._run_id = run_id
-        self._rows_per_file = rows_per_file
-        self._counter = counter
-        self.files: list[DataFile] = []
+        self._rows_per_part = rows_per_part
+        self._board = board
+        self.parts: list[Part] = []
 
     @property
     def min_rows_per_write(self) -> int:
-        return self._rows_per_file
+        return self._rows_per_part
 
-    def write(self, blocks: Iterable[pa.Table], ctx: Any) -> DataFile | None:
+    def write(self, blocks: Iterable[pa.Table], ctx: Any) -> list[Part]:
         tables = [block for block in blocks if block.num_rows]
         if not tables:
-            return None
-        # The task index stays the same when a write is retried, and so does the file name.
-        record = write_part(self._dataset, self._run_id, ctx.task_idx, pa.concat_tables(tables))
-        self._counter.add.remote("write", record.rows)
-        return record
+            return []
+        rows = pa.concat_tables(tables)
+        parts = []
+        # A bundle may be larger than asked for: a whole block more.
+        for start in range(0, len(rows), 2 * self._rows_per_part):
+            share = rows.slice(start, 2 * self._rows_per_part)
+            parts.append(write_part(self._dataset, self._run_id, share))
+            self._board.add.remote("write", len(share))
+        return parts
 
-    def on_write_complete(self, write_result: WriteResult[DataFile | None]) -> None:
-        self.files = [record for record in write_result.write_returns if record is not None]
+    def on_write_complete(self, write_result: WriteResult[list[Part]]) -> None:
+        self.parts = [part for parts in write_result.write_returns for part in parts]
 
 
-def _cause(error: BaseException) -> BaseException:
-    """Return our own error from inside Ray's wrapping, or the wrapped error itself."""
+def _cause(error: BaseException) -> SegmillError:
+    """Return our own error from inside Ray's wrapping, or one that tells the wrapped error."""
     seen: BaseException | None = error
+    last = error
     while seen is not None:
         if isinstance(seen, SegmillError):
             return _unwrapped(seen)
+        last = seen
         seen = getattr(seen, "cause", None) or seen.__cause__
-    return error
+    logger.warning("the run was cut short", exc_info=error)
+    return SegmillError(
+        f"the run was cut short ({describe(last)}); what it finished is kept: run again to go on"
+    )
 
 
 def _unwrapped(error: SegmillError) -> SegmillError:

@@ -1,102 +1,123 @@
 """From a source (folder, glob, prefix, list) to the inventory: one row per image, no pixel read."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any, Final
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.asyn import sync
+from fsspec.implementations.local import LocalFileSystem
+from s3fs import S3FileSystem
 
 from pipeline.storage import full_uri, hide_secrets, open_store, store_errors
 from schemas.annotation import INVENTORY, image_id
 from schemas.errors import SourceError
 
 LIST_SUFFIXES: Final = (".txt", ".parquet")
+BATCH_ROWS: Final = 10_000
 _GLOB_CHARACTERS: Final = frozenset("*?[")
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Inventory:
-    """The images to annotate (INVENTORY, in order of uri) and how many files were passed over."""
-
-    images: pa.Table
-    ignored: int  # files without an image's extension, broken links, names that are not text
-    repeated: int  # further occurrences of a uri in a list
-
-
-def take_inventory(source: str, extensions: Sequence[str]) -> Inventory:
-    """List the images of `source`: a folder or prefix, a glob, one file, or a list of URIs.
-
-    A `.txt` list holds one URI per line, a `.parquet` list has a column `uri` (and may have
-    `etag`). Extensions apply to folders and prefixes only. Raises SourceError when the source
-    cannot be listed or holds no image.
-    """
-    fs, path = open_store(source, SourceError)
-    with store_errors("read", source, SourceError):
-        if path.lower().endswith(LIST_SUFFIXES) and fs.isfile(path):
-            rows, ignored = _read_list(fs, path, source), 0
-        elif _GLOB_CHARACTERS & set(path) and not fs.exists(path):
-            rows, ignored = _rows(fs, fs.glob(path, detail=True).values())
-        elif fs.isfile(path):
-            rows, ignored = _rows(fs, [fs.info(path)])
-        else:
-            rows, ignored = _list_prefix(fs, path, source, extensions)
-    unique = {row["uri"]: row for row in rows}
-    if not unique:
-        hint = f"; {ignored} files have other extensions" if ignored else ""
-        raise SourceError(f"{hide_secrets(source)} holds no images{hint}")
-    ordered = [unique[uri] for uri in sorted(unique)]
-    table = pa.Table.from_pylist(ordered, schema=INVENTORY)
-    return Inventory(images=table, ignored=ignored, repeated=len(rows) - len(unique))
-
-
 _Row = dict[str, Any]
 
 
-def _list_prefix(
-    fs: fsspec.AbstractFileSystem, path: str, source: str, extensions: Sequence[str]
-) -> tuple[list[_Row], int]:
-    found = fs.find(path, detail=True)
-    if not found and not fs.exists(path):
-        raise SourceError(f"cannot read {hide_secrets(source)}: it does not exist")
-    wanted = {extension.lower().lstrip(".") for extension in extensions}
-    takes_all = "*" in wanted
-    infos = found.values()
-    chosen = [info for info in infos if takes_all or _extension(info["name"]) in wanted]
-    rows, unusable = _rows(fs, chosen)
-    return rows, len(found) - len(chosen) + unusable
+@dataclass
+class Listing:
+    """The images of a source, read as a stream: INVENTORY tables of at most `BATCH_ROWS` rows.
+
+    Rows come in the store's order, and a list may repeat a uri; the planner sorts that out.
+    `ignored` counts what was passed over so far: files without an image's extension, broken links,
+    names that are not text.
+    """
+
+    source: str
+    extensions: Sequence[str]
+    ignored: int = 0
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        """Yield the tables; raises SourceError when the source is unreadable or has no image."""
+        self.ignored = 0
+        found = False
+        with store_errors("read", self.source, SourceError):
+            rows = self._rows()
+            while batch := list(islice(rows, BATCH_ROWS)):
+                found = True
+                yield pa.Table.from_pylist(batch, schema=INVENTORY)
+        if not found:
+            hint = f"; {self.ignored} files have other extensions" if self.ignored else ""
+            raise SourceError(f"{hide_secrets(self.source)} holds no images{hint}")
+
+    def _rows(self) -> Iterator[_Row]:
+        fs, path = open_store(self.source, SourceError)
+        if path.lower().endswith(LIST_SUFFIXES) and fs.isfile(path):
+            yield from _read_list(fs, path, self.source)
+        elif _GLOB_CHARACTERS & set(path) and not fs.exists(path):
+            yield from self._files(fs, fs.glob(path, detail=True).values())
+        elif fs.isfile(path):
+            yield from self._files(fs, [fs.info(path)])
+        else:
+            yield from self._prefix(fs, path)
+
+    def _prefix(self, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[_Row]:
+        wanted = {extension.lower().lstrip(".") for extension in self.extensions}
+        empty = True
+        for info in walk(fs, path):
+            empty = False
+            if "*" in wanted or _extension(info["name"]) in wanted:
+                yield from self._files(fs, [info])
+            else:
+                self.ignored += 1
+        if empty and not fs.exists(path):
+            raise SourceError(f"cannot read {hide_secrets(self.source)}: it does not exist")
+
+    def _files(
+        self, fs: fsspec.AbstractFileSystem, infos: Iterable[dict[str, Any]]
+    ) -> Iterator[_Row]:
+        for listed in infos:
+            uri = full_uri(fs, listed["name"])
+            try:
+                # A listing describes a link itself; asking for its path gives the file behind it.
+                info = fs.info(listed["name"]) if listed.get("islink") else listed
+            except OSError:  # it leads nowhere, in a circle, or where we may not look
+                logger.warning("passed over a broken link: %r", uri)
+                self.ignored += 1
+                continue
+            if info.get("type") != "file":
+                continue
+            if not _is_text(uri):
+                logger.warning("passed over a file whose name is not UTF-8: %r", uri)
+                self.ignored += 1
+                continue
+            size = info.get("size")
+            yield _row(uri, _etag(info), int(size) if size is not None else None)
+
+
+def walk(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[dict[str, Any]]:
+    """Yield the info of every file under `path`, deeply, without holding all of them.
+
+    S3 is read page by page; elsewhere the largest directory is what is held at once.
+    """
+    if isinstance(fs, S3FileSystem):
+        bucket, key, _ = fs.split_path(path)
+        prefix = f"{key.rstrip('/')}/" if key else ""
+        pages = fs._iterdir(bucket, delimiter="", prefix=prefix)
+        while (info := sync(fs.loop, anext, pages, None)) is not None:
+            if not info["name"].endswith("/"):  # a marker that consoles make for a folder
+                yield info
+        return
+    for _, _, files in fs.walk(path, detail=True):
+        yield from files.values()
 
 
 def _extension(path: str) -> str:
     return PurePosixPath(path).suffix.lower().lstrip(".")
-
-
-def _rows(fs: fsspec.AbstractFileSystem, infos: Iterable[dict[str, Any]]) -> tuple[list[_Row], int]:
-    rows: list[_Row] = []
-    unusable = 0
-    for listed in infos:
-        uri = full_uri(fs, listed["name"])
-        try:
-            # A listing describes a link itself; asking for its path gives the file behind it.
-            info = fs.info(listed["name"]) if listed.get("islink") else listed
-        except OSError:  # it leads nowhere, in a circle, or where we may not look
-            logger.warning("passed over a broken link: %r", uri)
-            unusable += 1
-            continue
-        if info.get("type") != "file":
-            continue
-        if not _is_text(uri):
-            logger.warning("passed over a file whose name is not UTF-8: %r", uri)
-            unusable += 1
-            continue
-        size = info.get("size")
-        rows.append(_row(uri, _etag(info), int(size) if size is not None else None))
-    return rows, unusable
 
 
 def _row(uri: str, etag: str | None, size_bytes: int | None) -> _Row:
@@ -121,41 +142,47 @@ def _etag(info: dict[str, Any]) -> str | None:
     return None
 
 
-def _read_list(fs: fsspec.AbstractFileSystem, path: str, source: str) -> list[_Row]:
+def _read_list(fs: fsspec.AbstractFileSystem, path: str, source: str) -> Iterator[_Row]:
     with fs.open(path, "rb") as file:
         if path.lower().endswith(".parquet"):
-            return _parquet_rows(pq.read_table(file), source)
+            yield from _parquet_rows(pq.ParquetFile(file), source)
+            return
         try:
-            lines = file.read().decode("utf-8-sig").splitlines()
+            for number, line in enumerate(TextIOWrapper(file, "utf-8-sig"), start=1):
+                entry = line.strip()
+                if entry and not entry.startswith("#"):
+                    yield _listed_row(entry, None, f"{source}, line {number}")
         except UnicodeDecodeError:
             raise SourceError(f"{hide_secrets(source)} is not UTF-8 text") from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        entry = line.strip()
-        if entry and not entry.startswith("#"):
-            rows.append(_row(_checked_uri(entry, f"{source}, line {number}"), None, None))
-    return rows
 
 
-def _parquet_rows(table: pa.Table, source: str) -> list[_Row]:
-    if "uri" not in table.column_names:
-        raise SourceError(
-            f"{hide_secrets(source)} has no column `uri`; it has {', '.join(table.column_names)}"
-        )
-    uris = table["uri"].to_pylist()
-    etags = table["etag"].to_pylist() if "etag" in table.column_names else [None] * len(uris)
-    rows = []
-    for number, (uri, etag) in enumerate(zip(uris, etags, strict=True)):
-        if not isinstance(uri, str) or not uri:
-            raise SourceError(f"{hide_secrets(source)}, row {number}: uri is {uri!r}, not text")
-        if not isinstance(etag, str | None):
-            raise SourceError(f"{hide_secrets(source)}, row {number}: etag is {etag!r}, not text")
-        rows.append(_row(_checked_uri(uri, f"{source}, row {number}"), etag, None))
-    return rows
+def _parquet_rows(file: pq.ParquetFile, source: str) -> Iterator[_Row]:
+    names = file.schema_arrow.names
+    if "uri" not in names:
+        raise SourceError(f"{hide_secrets(source)} has no column `uri`; it has {', '.join(names)}")
+    columns = [name for name in ("uri", "etag") if name in names]
+    number = 0
+    for batch in file.iter_batches(BATCH_ROWS, columns=columns):
+        for row in batch.to_pylist():
+            uri, etag = row["uri"], row.get("etag")
+            if not isinstance(uri, str) or not uri:
+                raise SourceError(f"{hide_secrets(source)}, row {number}: uri is {uri!r}, not text")
+            if not isinstance(etag, str | None):
+                raise SourceError(
+                    f"{hide_secrets(source)}, row {number}: etag is {etag!r}, not text"
+                )
+            yield _listed_row(uri, etag, f"{source}, row {number}")
+            number += 1
 
 
-def _checked_uri(entry: str, where: str) -> str:
+def _listed_row(entry: str, etag: str | None, where: str) -> _Row:
+    """Return the row of a listed uri; a local file gets its etag, which costs no request."""
     try:
-        return full_uri(*open_store(entry, SourceError))
+        fs, path = open_store(entry, SourceError)
     except SourceError as error:
         raise SourceError(f"{where}: {error}") from None
+    uri = full_uri(fs, path)
+    if etag is None and isinstance(fs, LocalFileSystem) and fs.isfile(path):
+        info = fs.info(path)
+        return _row(uri, _etag(info), int(info["size"]))
+    return _row(uri, etag, None)

@@ -1,6 +1,8 @@
 """The Arrow schema of every arrow in the pipeline, one row per image from inventory to disk.
 
-INVENTORY -> fetch + decode -> DECODED -> propose -> PROPOSED -> classify -> ANNOTATED (written).
+INVENTORY -> fetch + decode -> DECODED -> propose -> PROPOSED -> embed -> EMBEDDED -> label
+-> ANNOTATED (written under images/). Embed and label are one stage, classify, unless the rows of
+EMBEDDED were kept (EMBEDDINGS, under embeddings/) and are labelled again.
 A quarantined image keeps its row; the columns of later stages are then null or empty.
 """
 
@@ -20,7 +22,7 @@ QUARANTINED: Final = "quarantined"
 
 ERROR: Final = pa.struct(
     [
-        pa.field("stage", pa.string(), nullable=False),  # fetch, decode, propose or classify
+        pa.field("stage", pa.string(), nullable=False),  # fetch, decode, propose, embed, label
         pa.field("code", pa.string(), nullable=False),  # a short word to group by
         pa.field("message", pa.string(), nullable=False),
     ]
@@ -63,25 +65,49 @@ INVENTORY: Final = pa.schema([*_IDENTITY, pa.field("size_bytes", pa.int64())])
 
 DECODED: Final = pa.schema([*_IDENTITY, *_CONTENT, *_PIXELS])
 
-PROPOSED: Final = pa.schema(
+PROPOSALS: Final[list[pa.Field]] = [
+    pa.field("mask_logits", pa.large_binary()),  # (Q, h, w) over the padded image, see masks.py
+    pa.field("mask_height", pa.int32()),
+    pa.field("mask_width", pa.int32()),
+    pa.field("n_proposals", pa.int32(), nullable=False),
+    pa.field("query_embeds", pa.large_binary()),  # float32 (Q, D), unit length; null: no head
+    pa.field("void_logits", pa.large_binary()),  # float32 (Q,), logit of "no object"
+    # (D, h, w) on the grid of masks, of a network that proposes none, see pixels.py
+    pa.field("pixel_embeds", pa.large_binary()),
+]
+
+PROPOSED: Final = pa.schema([*DECODED, *PROPOSALS])
+
+_REGIONS: Final[list[pa.Field]] = [
+    pa.field("valid", pa.binary()),  # bool (Q,), proposals with a crop; null: CLIP was not asked
+    pa.field("clip_embeds", pa.large_binary()),  # float32 (V, D), unit length, of the valid ones
+]
+
+_WITHOUT_PIXELS: Final[list[pa.Field]] = [
+    *_IDENTITY,
+    *_CONTENT,
+    *(field for field in _PIXELS if field.name != "image"),
+    *PROPOSALS,
+    *_REGIONS,
+]
+
+EMBEDDED: Final = pa.schema(_WITHOUT_PIXELS)
+
+# What a new vocabulary, prompt, weight or threshold is applied to without reading an image.
+EMBEDDINGS: Final = pa.schema(
     [
-        *DECODED,
-        pa.field("mask_logits", pa.large_binary()),  # (Q, h, w) over the padded image, see masks.py
-        pa.field("mask_height", pa.int32()),
-        pa.field("mask_width", pa.int32()),
-        pa.field("n_proposals", pa.int32(), nullable=False),
-        pa.field("query_embeds", pa.large_binary()),  # float32 (Q, D), unit length; null: no head
-        pa.field("void_logits", pa.large_binary()),  # float32 (Q,), logit of "no object"
-        # (D, h, w) on the grid of masks, of a network that proposes none; see pixels.py
-        pa.field("pixel_embeds", pa.large_binary()),
-    ]
+        *_WITHOUT_PIXELS,
+        pa.field("proposal_fingerprint", pa.string(), nullable=False),  # of what decides proposals
+        pa.field("embedding_fingerprint", pa.string(), nullable=False),  # and of CLIP's vectors
+    ],
+    metadata={"segmill_schema_version": str(SCHEMA_VERSION)},
 )
 
 ANNOTATED: Final = pa.schema(
     [
         *_IDENTITY,
         *_CONTENT,
-        pa.field("fingerprint", pa.string(), nullable=False),  # of all that decides a label
+        pa.field("fingerprint", pa.string(), nullable=False),  # of all that decides this row
         pa.field("run_id", pa.string(), nullable=False),
         pa.field("n_proposals", pa.int32(), nullable=False),
         pa.field("coverage", pa.float32()),  # fraction of pixels that carry a label
@@ -91,6 +117,11 @@ ANNOTATED: Final = pa.schema(
         ),
     ],
     metadata={"segmill_schema_version": str(SCHEMA_VERSION)},
+)
+
+# What leaves the last stage where embeddings are kept: ANNOTATED and, of labelled images, them.
+ANNOTATED_AND_EMBEDDED: Final = pa.schema(
+    [*ANNOTATED, *(field for field in EMBEDDINGS if field.name not in ANNOTATED.names)]
 )
 
 

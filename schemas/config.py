@@ -147,7 +147,21 @@ class AnnotateConfig(
     output: str = Field(
         description="dataset directory: a path, or a URL such as s3://bucket/labels"
     )
-    rows_per_file: int = Field(4096, ge=1, description="images per Parquet file")
+    rows_per_file: int = Field(32_768, ge=1, description="images per Parquet file, at most")
+    keep_embeddings: bool = Field(
+        False,
+        description="store masks and CLIP vectors, megabytes an image: other classes, prompts and "
+        "thresholds then cost no model, and another CLIP no proposals",
+    )
+    retry_quarantined: bool = Field(
+        False, description="try the images again that were given up, also where nothing changed"
+    )
+    lock_ttl_s: float = Field(
+        60.0, gt=0, description="a run that was silent for so many seconds has lost the dataset"
+    )
+    plan_memory_mb: int = Field(
+        1024, ge=64, description="memory for comparing source and dataset, in MiB; the rest spills"
+    )
     max_bad_fraction: float = Field(
         0.05, ge=0, le=1, description="exit with 1 when more of the images are quarantined"
     )
@@ -167,6 +181,37 @@ class EvaluateConfig(Config):
         description="directory of PNG label maps named like the images; 255 is ignored"
     )
     version: int | None = Field(None, ge=1, description="dataset version; the newest if absent")
+
+
+class VersionsConfig(Config):
+    """List the published versions of a dataset."""
+
+    dataset: str = Field(description="dataset directory or URL")
+
+
+class VerifyConfig(Config):
+    """Read a version again and check files, hashes, the account of rows, and label maps."""
+
+    dataset: str = Field(description="dataset directory or URL")
+    version: int | None = Field(None, ge=1, description="dataset version; the newest if absent")
+    sample: int = Field(
+        1000, ge=0, description="images, about, of which the label map is checked as well"
+    )
+    all_label_maps: bool = Field(False, description="check the label map of every image")
+
+
+class VacuumConfig(Config):
+    """Delete old versions, and files that no version names; shows only what it would delete."""
+
+    dataset: str = Field(description="dataset directory or URL")
+    delete: bool = Field(False, description="really delete")
+    keep_versions: int = Field(10, ge=1, description="the newest versions to keep")
+    older_than_hours: float = Field(
+        168.0, ge=0, description="keep every version and file that is younger"
+    )
+    lock_ttl_s: float = Field(
+        60.0, gt=0, description="a run that was silent for so many seconds has lost the dataset"
+    )
 
 
 class ReportConfig(Config):

@@ -7,6 +7,7 @@ SegmillError
 │   ├── OutputError      the dataset cannot be written or read
 │   └── ModelError       a model is unknown, absent, or does not fit its partner
 ├── SchemaError          a stage returned other columns than it promised
+├── LockedError          another run holds the dataset, exit code 3
 └── PublicationError     another run published this version first
 
 A bad *image* is not an exception: it becomes a row with `status = "quarantined"`.
@@ -43,3 +44,7 @@ class SchemaError(SegmillError):
 
 class PublicationError(SegmillError):
     """The manifest could not be published because another run was first."""
+
+
+class LockedError(SegmillError):
+    """Another run holds the dataset; the message names it."""

@@ -9,10 +9,12 @@ from schemas.annotation import SCHEMA_VERSION
 from schemas.vocabulary import Vocabulary
 
 
-class DataFile(BaseModel):
-    """One Parquet file of a version; `path` is relative to the dataset."""
-
+class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataFile(_Record):
+    """One Parquet file of image rows; `path` is relative to the dataset."""
 
     path: str
     sha256: str
@@ -23,10 +25,28 @@ class DataFile(BaseModel):
     reasons: dict[str, int]  # quarantined rows by "stage/code"
 
 
-class Counts(BaseModel):
-    """Where every image of the inventory ended; labelled + quarantined = inventory."""
+class EmbeddingsFile(_Record):
+    """One Parquet file of embeddings; `path` is relative to the dataset.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    It may hold rows of images that have changed or left since; a row is used only where its etag
+    and its fingerprint are those of today.
+    """
+
+    path: str
+    sha256: str
+    size_bytes: int
+    rows: int
+
+
+class Part(_Record):
+    """What one write task finished: written as a small file after its data, so it is whole."""
+
+    images: DataFile
+    embeddings: EmbeddingsFile | None = None
+
+
+class Counts(_Record):
+    """Where every image of the inventory ended; labelled + quarantined = inventory."""
 
     inventory: int
     labelled: int
@@ -34,20 +54,30 @@ class Counts(BaseModel):
     reasons: dict[str, int]
 
 
-class Manifest(BaseModel):
-    """One published version of a dataset."""
+class Changes(_Record):
+    """What a version did to the one before it: kept + done = inventory."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    kept: int  # rows of the version before, or of a run that was cut short
+    done: int  # rows of this run
+    from_embeddings: int  # of those, labelled from kept embeddings without running a proposer
+    removed: int  # images of the version before that are no longer in the source
+
+
+class Manifest(_Record):
+    """One published version of a dataset."""
 
     version: int
     schema_version: int = SCHEMA_VERSION
     created: datetime
     run_id: str
+    lock: int  # number of the lock under which it was published
     fingerprint: str
     source: str
     vocabulary: Vocabulary
     counts: Counts
+    changes: Changes
     images: tuple[DataFile, ...]
+    embeddings: tuple[EmbeddingsFile, ...] = ()
     config: dict[str, Any]  # resolved settings of the run, without secrets
     models: dict[str, Any]  # what decided the labels: names, sha256 of weights, prompts
     software: dict[str, str]  # versions of the packages that matter

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -15,7 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.models.checkpoint_file import read_weights
-from pipeline.models.checkpoints import Parts, Untold, load_proposer, take_apart
+from pipeline.models.checkpoints import (
+    Parts,
+    Untold,
+    load_proposer,
+    take_apart,
+    their_name,
+)
 from pipeline.models.clip import Clip, ClipSource, text_vectors
 from pipeline.models.clip_checkpoint import ClipUntold, save_clip
 from pipeline.models.maskformer import MaskFormer
@@ -111,6 +119,20 @@ def parts(network: Network) -> Parts:
 def proposer(network: Network) -> MaskFormer:
     """The network's MaskFormer, from its checkpoint."""
     return load_proposer(parts(network), untold(network), network.folder.name).requires_grad_(False)
+
+
+def in_their_layout(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of our MaskFormer, or as many gradients, under the authors' names; q, k, v joined."""
+    parts_of: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for ours, value in weights.items():
+        projection = re.search(r"\.([qkv])_proj\.", ours)
+        parts_of[their_name(ours)][projection[1] if projection else ""] = value
+    return {
+        theirs: torch.cat([found[part] for part in ("q", "k", "v") if part in found])
+        if "q" in found
+        else found[""]
+        for theirs, found in parts_of.items()
+    }
 
 
 def donor_of_clip(network: Network) -> Network:

@@ -1,17 +1,41 @@
-"""What several tests share: masks drawn as text, a tiny random CLIP."""
+"""What several tests share: masks drawn as text, a whole inventory, a tiny random CLIP."""
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import open_clip
+import pyarrow as pa
 import torch
 from safetensors.torch import save_file
+
+from pipeline.fingerprints import Fingerprints
+from pipeline.sources import Listing
+from schemas.annotation import INVENTORY
+
+FINGERPRINTS = Fingerprints(decode="d", proposal="p", embedding="e", label="l")
 
 TINY_CLIP = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
+
+
+@dataclass(frozen=True)
+class Inventory:
+    images: pa.Table
+    ignored: int
+    repeated: int
+
+
+def take_inventory(source, extensions):
+    """Return all images of a source in one table, in order of uri and each once."""
+    listing = Listing(source, extensions)
+    rows = [row for table in listing for row in table.to_pylist()]
+    unique = {row["uri"]: row for row in rows}
+    images = pa.Table.from_pylist([unique[uri] for uri in sorted(unique)], schema=INVENTORY)
+    return Inventory(images, listing.ignored, len(rows) - len(unique))
 
 
 def draw(*rows):

@@ -81,10 +81,10 @@ def test_bad_files_are_rows_and_decide_the_exit_code(
     check_rows(rows, whole=True)
     reasons = {Path(row["uri"]).name: row["error"]["code"] for row in rows if row["error"]}
     assert reasons == {"text.jpg": "not_an_image", "cut.png": "corrupt"}
-    # Run again with a higher limit: a new version, and success.
+    # Run again with a higher limit: nothing to do, and success.
     assert main([*arguments, "--max-bad-fraction", "0.5"]) == 0
-    assert newest_version(output) == 2
-    assert "2 of" in capsys.readouterr().err
+    assert newest_version(output) == 1
+    assert "nothing has changed" in capsys.readouterr().err
 
 
 def test_the_per_pixel_baseline_is_an_option_of_the_same_command(
@@ -99,11 +99,16 @@ def test_the_per_pixel_baseline_is_an_option_of_the_same_command(
     output = str(tmp_path / "labels")
     flags = ["--proposer", "per-pixel", "--proposer-weights", str(tmp_path / "fcn")]
     arguments = ["annotate", str(scenes / "images"), "--output", output, *flags]
-    arguments += ["--vocabulary", str(EMBEDDED_VOCABULARY), "--ensemble-weight", "0.7"]
-    assert main(arguments) == 0
+    arguments += ["--vocabulary", str(EMBEDDED_VOCABULARY), "--keep-embeddings"]
+    assert main([*arguments, "--ensemble-weight", "0.7"]) == 0
     rows = rows_of(output)
     check_rows(rows, whole=True)
     assert [(row["status"], row["n_proposals"]) for row in rows] == [("labelled", 0)] * 12
+    # Pixel embeddings do not depend on what is asked of them: no image is read again.
+    assert main([*arguments, "--ensemble-weight", "0.4"]) == 0
+    assert read_manifest(output).changes.from_embeddings == 12
+    again = rows_of(output)
+    assert [row["segments"] for row in again] != [row["segments"] for row in rows]
     assert main([*arguments, "--oracle-truth", str(scenes / "truth")]) == 2
     assert "'per-pixel' makes none" in capsys.readouterr().err
 

@@ -15,9 +15,9 @@ from pipeline.dataset import (
     publish,
     read_manifest,
     read_rows,
-    write_bytes,
-    write_part,
 )
+from pipeline.files import write_bytes
+from pipeline.parts import write_images
 from pipeline.segments import encode_segments
 from schemas.annotation import ANNOTATED, LABELLED, QUARANTINED, image_id
 from schemas.errors import OutputError, PublicationError, SchemaError
@@ -69,8 +69,8 @@ def dataset(tmp_path):
 
 
 def test_a_part_is_sorted_and_described(dataset):
-    record = write_part(dataset, "run-1", 3, ROWS)
-    path = f"{dataset}/images/run=run-1/part-000003.parquet"
+    record = write_images(dataset, "run-1", ROWS)
+    path = f"{dataset}/{record.path}"
     written = pq.read_table(path, partitioning=None)
     ids = written["image_id"].to_pylist()
     assert ids == sorted(ids) == sorted(ROWS["image_id"].to_pylist())
@@ -78,7 +78,7 @@ def test_a_part_is_sorted_and_described(dataset):
     with open(path, "rb") as file:
         data = file.read()
     assert record.model_dump() == {
-        "path": "images/run=run-1/part-000003.parquet",
+        "path": f"images/run=run-1/part-{hashlib.sha256(data).hexdigest()[:24]}.parquet",
         "sha256": hashlib.sha256(data).hexdigest(),
         "size_bytes": len(data),
         "rows": 4,
@@ -95,32 +95,32 @@ def test_quarantined_rows_are_counted_by_reason(dataset):
         labelled("c"),
         quarantined("d"),
     )
-    record = write_part(dataset, "run", 0, rows)
+    record = write_images(dataset, "run", rows)
     assert (record.rows, record.labelled, record.quarantined) == (4, 1, 3)
     assert record.reasons == {"decode/corrupt": 2, "fetch/not_found": 1}
 
 
 def test_an_empty_part_can_be_written(dataset):
-    record = write_part(dataset, "run", 0, ANNOTATED.empty_table())
+    record = write_images(dataset, "run", ANNOTATED.empty_table())
     assert (record.rows, record.labelled, record.quarantined, record.reasons) == (0, 0, 0, {})
     assert pq.read_table(f"{dataset}/{record.path}", partitioning=None).num_rows == 0
 
 
 def test_a_retried_write_gives_the_same_file(dataset, tmp_path):
-    first = write_part(dataset, "run", 0, ROWS)
-    again = write_part(dataset, "run", 0, ROWS.take([2, 0, 3, 1]))
+    first = write_images(dataset, "run", ROWS)
+    again = write_images(dataset, "run", ROWS.take([2, 0, 3, 1]))
     assert again == first
-    assert [path.name for path in tmp_path.rglob("part-*")] == ["part-000000.parquet"]
+    assert [path.name for path in tmp_path.rglob("part-*")] == [first.path.rpartition("/")[2]]
 
 
 def test_a_table_of_other_columns_is_not_written(dataset, tmp_path):
     with pytest.raises(SchemaError):
-        write_part(dataset, "run", 0, ROWS.drop_columns(["uri"]))
+        write_images(dataset, "run", ROWS.drop_columns(["uri"]))
     assert list(tmp_path.rglob("*.parquet")) == []
 
 
 def test_pandas_reads_a_part_without_our_code(dataset):
-    record = write_part(dataset, "run", 0, ROWS)
+    record = write_images(dataset, "run", ROWS)
     frame = pd.read_parquet(f"{dataset}/{record.path}").set_index("uri")
     row = frame.loc["b.png"]
     size = [int(row["height"]), int(row["width"])]
@@ -135,8 +135,8 @@ def test_pandas_reads_a_part_without_our_code(dataset):
 
 
 def test_duckdb_asks_about_segments_in_sql(dataset):
-    write_part(dataset, "run", 0, ROWS[:2])
-    write_part(dataset, "run", 1, ROWS[2:])
+    write_images(dataset, "run", ROWS[:2])
+    write_images(dataset, "run", ROWS[2:])
     found = duckdb.sql(
         f"""
         select segment.label, count(*) as images, sum(segment.area) as area
@@ -155,10 +155,10 @@ def test_duckdb_asks_about_segments_in_sql(dataset):
 
 
 def test_a_published_version_is_the_one_that_is_read(dataset):
-    first = write_part(dataset, "one", 0, ROWS[:2])
+    first = write_images(dataset, "one", ROWS[:2])
     publish(dataset, MANIFEST.model_copy(update={"version": 1, "images": (first,)}))
-    write_part(dataset, "crashed", 0, ROWS)  # a part without a manifest is never read
-    second = write_part(dataset, "two", 0, ROWS[2:])
+    write_images(dataset, "crashed", ROWS)  # a part without a manifest is never read
+    second = write_images(dataset, "two", ROWS[2:])
     publish(dataset, MANIFEST.model_copy(update={"version": 2, "images": (first, second)}))
 
     assert newest_version(dataset) == read_manifest(dataset).version == 2
@@ -171,7 +171,7 @@ def test_a_published_version_is_the_one_that_is_read(dataset):
 
 
 def test_rows_come_in_batches_with_the_asked_columns(dataset):
-    record = write_part(dataset, "run", 0, ROWS)
+    record = write_images(dataset, "run", ROWS)
     manifest = MANIFEST.model_copy(update={"images": (record,)})
     batches = list(read_rows(dataset, manifest, ["uri", "segments"], batch_rows=3))
     assert [len(batch) for batch in batches] == [3, 1]
@@ -194,7 +194,7 @@ def test_a_version_is_published_once_and_the_first_stays(dataset, store):
 def test_publishing_and_writing_leave_no_drafts(dataset, tmp_path):
     publish(dataset, MANIFEST)
     with pytest.raises(PublicationError):
-        publish(dataset, MANIFEST)
+        publish(dataset, MANIFEST.model_copy(update={"run_id": "late"}))
     write_bytes(dataset, "_runs/run/config.json", b"{}")
     files = sorted(path.relative_to(dataset).as_posix() for path in tmp_path.rglob("*.*"))
     assert files == ["_manifest/v000003.json", "_runs/run/config.json"]
@@ -222,7 +222,7 @@ def test_a_dataset_that_cannot_be_written_is_named(tmp_path):
     target = str(tmp_path / "file")
     for attempt in (
         lambda: write_bytes(target, "a/b.json", b"{}"),
-        lambda: write_part(target, "run", 0, ROWS),
+        lambda: write_images(target, "run", ROWS),
         lambda: publish(target, MANIFEST),
     ):
         with pytest.raises(OutputError, match=r"cannot .* .*file: a part of the path is a file"):

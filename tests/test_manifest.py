@@ -5,17 +5,19 @@ from datetime import UTC, datetime
 import pytest
 from pydantic import ValidationError
 
-from schemas.manifest import Counts, DataFile, Manifest
+from schemas.manifest import Changes, Counts, DataFile, EmbeddingsFile, Manifest
 from schemas.vocabulary import Vocabulary, VocabularyClass
 
 MANIFEST = Manifest(
     version=3,
     created=datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC),
     run_id="run",
+    lock=7,
     fingerprint="f" * 64,
     source="photos",
     vocabulary=Vocabulary(classes=(VocabularyClass(name="猫", synonyms=("cat",), seen=True),)),
     counts=Counts(inventory=3, labelled=2, quarantined=1, reasons={"decode/corrupt": 1}),
+    changes=Changes(kept=1, done=2, from_embeddings=1, removed=4),
     images=(
         DataFile(
             path="images/run=run/part-000000.parquet",
@@ -25,6 +27,11 @@ MANIFEST = Manifest(
             labelled=2,
             quarantined=1,
             reasons={"decode/corrupt": 1},
+        ),
+    ),
+    embeddings=(
+        EmbeddingsFile(
+            path="embeddings/run=run/part-000000.parquet", sha256="1" * 64, size_bytes=20, rows=2
         ),
     ),
     config={"extensions": ["jpg"], "short_edge": None, "weight": 0.8},

@@ -18,15 +18,15 @@ from pipeline.models.per_pixel import PerPixel, PerPixelConfig, class_logits
 from pipeline.pixels import PixelScorer, pixel_score_tiles
 from pipeline.resize import resize_image, resized_size
 from pipeline.segments import decode_label_map
-from pipeline.sources import take_inventory
-from pipeline.stages.classify import Classify
+from pipeline.stages.embed import Embed
 from pipeline.stages.fetch import FetchDecode
+from pipeline.stages.label import Label
 from pipeline.stages.propose import Propose
 from pipeline.synthetic import COLOURS, VOCABULARY, make_scene
-from schemas.annotation import ANNOTATED, PROPOSED, conform
+from schemas.annotation import ANNOTATED, EMBEDDED, PROPOSED, conform
 from schemas.errors import ModelError
 from tests.dataset_checks import check_rows
-from tests.helpers import save_tiny_clip
+from tests.helpers import FINGERPRINTS, save_tiny_clip, take_inventory
 
 DIM = 16
 TINY = PerPixelConfig(
@@ -106,19 +106,21 @@ def scenes(tmp_path_factory):
     return folder, truths
 
 
-def labels_of(directory, folder, precision="float16", **changes):
-    """Return the label maps by name of a folder, through the three stages."""
+def labels_of(directory, folder, precision="float16", clip=None, **changes):
+    """Return the label maps of a folder by name; CLIP is asked where one is given."""
     listed = take_inventory(str(folder), ("png",)).images
     decoded = FetchDecode(128, 512, 10**6, 10**6)(listed)
     proposed = conform(Propose("per-pixel", str(directory), 1, precision)(decoded), PROPOSED)
-    settings = {
-        "classifier": "crops", "clip": ClipSource.of("embedded", None), "crops": CropSettings(),
-        "crop_batch": 8, "names": tuple(COLOURS), "seen": None, "query_text_KD": TEXT_KD.numpy(),
+    source = clip or ClipSource.of("embedded", None)
+    embed = Embed("crops", source, CropSettings(), 8, clip is not None, 1, precision)
+    label = {
+        "names": tuple(COLOURS), "seen": None, "query_text_KD": TEXT_KD.numpy(),
         "region_text_KD": TEXT_KD.numpy(), "logit_scale": 100.0, "keep_invalid": True,
-        "ensemble": False, "ensemble_weight": 0.7, "min_score": 0.0, "oracle_truth": None,
-        "divisor": 1, "precision": precision, "fingerprint": "f", "run_id": "run",
+        "ensemble_weight": 0.7, "min_score": 0.0, "oracle_truth": None, "divisor": 1,
+        "precision": precision, "fingerprints": FINGERPRINTS, "run_id": "run",
     }  # fmt: skip
-    rows = conform(Classify(**settings | changes)(proposed), ANNOTATED).to_pylist()
+    embedded = conform(embed(proposed), EMBEDDED)
+    rows = conform(Label(**label | changes)(embedded), ANNOTATED).to_pylist()
     check_rows(rows, whole=True)
     assert {row["n_proposals"] for row in rows} == {0}
     return {
@@ -205,9 +207,7 @@ def test_without_weights_or_with_those_of_a_maskformer_it_is_refused(tmp_path):
 def test_clip_sees_the_whole_image_and_is_fused_at_every_pixel(trained, scenes, tmp_path):
     source = ClipSource(save_tiny_clip(tmp_path / "clip"))
     seen = (True, False) * 4
-    found = labels_of(
-        trained, scenes[0], "float32", clip=source, ensemble=True, seen=seen, logit_scale=5.0
-    )
+    found = labels_of(trained, scenes[0], "float32", clip=source, seen=seen, logit_scale=5.0)
     clip, model = Clip.load(source), find_proposer("per-pixel").load(str(trained), "cpu")
     alone = labels_of(trained, scenes[0], "float32")
     for name, labels_HW in found.items():

@@ -12,13 +12,14 @@ import pytest
 from PIL import Image
 
 from jobs.report import report
-from pipeline.dataset import publish, write_part
+from pipeline.dataset import publish, read_manifest
 from pipeline.palette import class_colours, hexadecimal
+from pipeline.parts import write_images
 from pipeline.segments import encode_segments
 from schemas.annotation import ANNOTATED, LABELLED, QUARANTINED, image_id, table_from_rows
 from schemas.config import ReportConfig
 from schemas.errors import SettingsError
-from schemas.manifest import Counts, Manifest
+from schemas.manifest import Changes, Counts, Manifest
 from schemas.vocabulary import Vocabulary, VocabularyClass
 from tests.helpers import draw_classes
 
@@ -92,8 +93,7 @@ def identity(uri):
 def write_dataset(directory, files, vocabulary):
     """Publish a version with the given rows per file and return the dataset's path."""
     parts = [
-        write_part(str(directory), "run", number, table_from_rows(rows, ANNOTATED))
-        for number, rows in enumerate(files)
+        write_images(str(directory), "run", table_from_rows(rows, ANNOTATED)) for rows in files
     ]
     labelled, quarantined = (sum(getattr(p, n) for p in parts) for n in (LABELLED, QUARANTINED))
     reasons = {reason: number for part in parts for reason, number in part.reasons.items()}
@@ -103,6 +103,7 @@ def write_dataset(directory, files, vocabulary):
             version=1,
             created=datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC),
             run_id="20240506T070809Z-abcdef",
+            lock=1,
             fingerprint="f" * 64,
             source="some/photos",
             vocabulary=vocabulary,
@@ -112,6 +113,7 @@ def write_dataset(directory, files, vocabulary):
                 quarantined=quarantined,
                 reasons=reasons,
             ),
+            changes=Changes(kept=0, done=len(parts), from_embeddings=0, removed=0),
             images=tuple(parts),
             config={"max_image_pixels": 10_000},
             models={"proposer": "maskformer", "ensemble_weight": 0.8, "templates": ["a {}."]},
@@ -273,7 +275,7 @@ def test_files_without_a_chosen_image_are_not_read(tmp_path):
         labelled_row(tmp_path / "photos" / f"{i}.png", ["x"], np.zeros((2, 3), int)) for i in "ab"
     ]
     dataset = write_dataset(tmp_path / "labels", [rows[:1], rows[1:]], Vocabulary.of(["x"]))
-    (tmp_path / "labels/images/run=run/part-000001.parquet").unlink()
+    (tmp_path / "labels" / read_manifest(dataset).images[1].path).unlink()
     result, _ = page_of(tmp_path, dataset, max_images=1)
     assert result.images == 1
 
@@ -319,8 +321,9 @@ def test_wrong_settings_are_one_clear_error(tmp_path, small, monkeypatch, settin
 
 def test_failed_report_keeps_the_page_that_was_there(tmp_path, small):
     (tmp_path / "page.html").write_text("earlier")
-    (tmp_path / "labels/images/run=run/part-000000.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(SettingsError, match=r"cannot read images/run=run/part-000000\.parquet"):
+    path = read_manifest(small).images[0].path
+    (tmp_path / "labels" / path).write_bytes(b"PAR1 no more")
+    with pytest.raises(SettingsError, match=f"cannot read {path}"):
         page_of(tmp_path, small)
     assert (tmp_path / "page.html").read_text() == "earlier"
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".draft")] == []

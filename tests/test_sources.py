@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.sources import take_inventory
 from pipeline.stages.fetch import FetchDecode
 from schemas.annotation import INVENTORY, LABELLED, image_id
 from schemas.errors import SourceError
+from tests.helpers import take_inventory
 
 EXTENSIONS = ("jpg", "png")
 AWKWARD = [

@@ -18,14 +18,17 @@ from pipeline.models.crops import CropSettings, crop_regions
 from pipeline.prompts import text_classifier
 from pipeline.resize import padded_size
 from pipeline.segments import decode_label_map
-from pipeline.sources import take_inventory
 from pipeline.stages.classify import Classify
+from pipeline.stages.embed import Embed
 from pipeline.stages.fetch import FetchDecode
+from pipeline.stages.label import Label
 from pipeline.stages.propose import Propose
 from pipeline.stages.rows import isolate, quarantine
 from schemas.annotation import (
     ANNOTATED,
+    ANNOTATED_AND_EMBEDDED,
     DECODED,
+    EMBEDDED,
     INVENTORY,
     LABELLED,
     PROPOSED,
@@ -37,7 +40,7 @@ from schemas.annotation import (
 from schemas.errors import ModelError
 from schemas.vocabulary import Vocabulary
 from tests.dataset_checks import check_rows
-from tests.helpers import save_tiny_clip
+from tests.helpers import FINGERPRINTS, save_tiny_clip, take_inventory
 
 NAMES = ("sky", "cat", "tree")
 FETCH = FetchDecode(short_edge=48, long_edge=96, max_image_bytes=50_000, max_image_pixels=100_000)
@@ -237,6 +240,29 @@ def test_a_failure_that_all_rows_share_is_raised():
         isolate(fail, numbered(3), "propose")
 
 
+def test_a_gpu_out_of_memory_gets_smaller_batches():
+    sizes = []
+
+    def hungry(rows):
+        sizes.append(len(rows))
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return rows
+
+    assert isolate(hungry, numbered(8), "propose") == numbered(8)
+    assert sizes == [8, 4, 2, 2, 4, 2, 2]
+
+
+def test_an_image_too_large_for_the_gpu_is_quarantined_as_such():
+    def hungry(rows):
+        if any(row["number"] == 3 for row in rows):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return rows
+
+    codes = [row.get("error") and row["error"]["code"] for row in isolate(hungry, numbered(5), "x")]
+    assert codes == [None, None, None, "out_of_gpu_memory", None]
+
+
 def test_a_row_that_is_alone_is_quarantined():
     assert isolate(double, numbered(3)[2:], "propose")[0]["status"] == QUARANTINED
     assert isolate(double, [], "propose") == []
@@ -270,27 +296,32 @@ def text_KD(clip):
 @pytest.fixture
 def classify(clip, text_KD):
     def build(**changes):
-        settings = {
+        shared = {"divisor": 32, "precision": "float16"}
+        embed = {
             "classifier": "crops",
             "clip": clip,
             "crops": CropSettings(),
             "crop_batch": 3,
+            "asks_clip": True,
+        }
+        label = {
             "names": NAMES,
             "seen": None,
             "query_text_KD": text_KD,
             "region_text_KD": text_KD,
             "logit_scale": 100.0,
             "keep_invalid": True,
-            "ensemble": True,
             "ensemble_weight": 0.8,
             "min_score": 0.0,
             "oracle_truth": None,
-            "divisor": 32,
-            "precision": "float16",
-            "fingerprint": "f",
+            "fingerprints": FINGERPRINTS,
             "run_id": "run",
         }
-        return Classify(**settings | changes)
+        keep = changes.pop("keep_embeddings", False)
+        for settings in (shared, embed, label):
+            settings |= {name: changes.pop(name) for name in tuple(changes) if name in settings}
+        assert not changes
+        return Classify(Embed(**embed, **shared), Label(**label, **shared), keep)
 
     return build
 
@@ -342,7 +373,9 @@ def test_a_folder_goes_through_all_stages_to_label_maps(
         assert rows[name]["n_proposals"] > 0
         assert rows[name]["coverage"] == 1
         assert 0 < rows[name]["mean_score"] <= 1
-    assert {row["fingerprint"] for row in rows.values()} == {"f"}
+    assert {name: row["fingerprint"] for name, row in rows.items()} == {
+        name: "d" if verdict else "l" for name, verdict in VERDICTS.items()
+    }
     assert caplog.records == []  # no batch failed and was tried image by image
 
 
@@ -438,7 +471,7 @@ def test_the_stage_gives_the_label_map_of_its_parts(
     classify, clip, text_KD, ensemble, weight, seen
 ):
     row = proposed_row()
-    stage = classify(precision="float32", seen=seen, ensemble_weight=weight, ensemble=ensemble)
+    stage = classify(precision="float32", seen=seen, ensemble_weight=weight, asks_clip=ensemble)
     (labelled,) = conform(stage(proposals(row)), ANNOTATED).to_pylist()
     found_HW = decode_label_map(labelled["segments"], (30, 90))
     expected_HW = computed_apart(row, clip, text_KD, seen, weight, ensemble)
@@ -446,6 +479,20 @@ def test_the_stage_gives_the_label_map_of_its_parts(
     # A rounding may move single pixels whose two best classes are equal to six digits.
     assert (found_HW == expected_HW).mean() > 0.999
     check_rows([labelled], whole=True)
+
+
+def test_kept_embeddings_are_all_that_the_labels_need(classify):
+    row = proposed_row()
+    stage = classify(precision="float32", keep_embeddings=True, seen=(True, False, True))
+    kept = conform(stage(proposals(row)), ANNOTATED_AND_EMBEDDED)
+    assert "image" not in kept.column_names
+    assert kept["embedding_fingerprint"].to_pylist() == ["e"]
+    again = conform(stage.label(kept.select(EMBEDDED.names)), ANNOTATED)
+    assert again == kept.select(ANNOTATED.names).cast(ANNOTATED)
+    other = classify(precision="float32", seen=(False, True, False), ensemble_weight=0.3)
+    relabelled = other.label(kept.select(EMBEDDED.names))
+    assert relabelled == other(proposals(row))
+    assert relabelled != again
 
 
 def test_without_a_query_head_clip_decides_alone(classify, clip, text_KD):
@@ -475,7 +522,7 @@ def test_pixels_under_the_score_floor_are_left_without_label(classify):
 )
 def test_an_image_without_proposals_is_labelled_nowhere(classify, head, ensemble):
     row = proposed_row(queries=0, head=head)
-    (found,) = classify(precision="float32", ensemble=ensemble)(proposals(row)).to_pylist()
+    (found,) = classify(precision="float32", asks_clip=ensemble)(proposals(row)).to_pylist()
     assert (found["status"], found["coverage"], found["segments"]) == (LABELLED, 0.0, [])
 
 
@@ -483,7 +530,7 @@ def test_a_row_that_breaks_the_model_is_quarantined_and_the_others_are_labelled(
     broken = proposed_row("file:///broken.png") | {"mask_logits": b"1234"}
     rows = [proposed_row("file:///a.png"), broken, proposed_row("file:///b.png")]
     table = conform(classify(precision="float32")(proposals(*rows)), ANNOTATED)
-    assert reasons(table) == {"a.png": None, "broken.png": "classify/model_failure", "b.png": None}
+    assert reasons(table) == {"a.png": None, "broken.png": "embed/model_failure", "b.png": None}
     assert [row["uri"] for row in table.to_pylist()] == [row["uri"] for row in rows]
 
 
@@ -544,7 +591,7 @@ def test_the_oracle_gives_each_proposal_its_true_class(quarters, classify):
     images, maps, regions_HW = quarters
     listed = take_inventory(str(images / "one.png"), ("png",)).images
     proposed = Propose("precomputed", str(maps), 32, "float16")(FETCH(listed))
-    row = classify(oracle_truth=str(maps))(proposed).to_pylist()[0]
+    row = classify(oracle_truth=str(maps), asks_clip=False)(proposed).to_pylist()[0]
     found_HW = decode_label_map(row["segments"], (60, 120))
     # Masks travel at a quarter of the resized image, so edges may move by a few pixels.
     assert (found_HW == regions_HW).mean() > 0.95

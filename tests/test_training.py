@@ -1,18 +1,10 @@
 """Parts of the training of the embedded models; the training itself is run by its job."""
 
-import numpy as np
 import pytest
 import torch
 from open_clip.model import CLIP
-from torch.nn.functional import normalize
-from transformers.models.maskformer.modeling_maskformer import (
-    MaskFormerHungarianMatcher,
-    MaskFormerLoss,
-)
 
-from pipeline.models.maskformer import LayerOutput
 from pipeline.training.clip import contrastive_loss, encode_text, model_config, train_tokenizer
-from pipeline.training.set_loss import Targets, set_loss
 
 CORPUS = ["a photo of a red circle.", "There is a striped blue ground in the scene"] * 3
 
@@ -46,29 +38,3 @@ def test_a_caption_that_is_also_true_costs_nothing():
     equal = torch.eye(2, dtype=torch.bool)
     also_true = torch.tensor([[True, False], [True, True]])  # caption 1 is true of both pictures
     assert contrastive_loss(logits, equal, also_true) < contrastive_loss(logits, equal, equal)
-
-
-def test_the_set_loss_equals_that_of_transformers():
-    """Compare on targets that are constant per cell, where both downsample to the same mask."""
-    generator = torch.Generator().manual_seed(0)
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    layers = [
-        LayerOutput(
-            3 * random(3, 6, 10, 12), 0.1 * normalize(random(3, 6, 8), dim=-1), random(3, 6)
-        )
-        for _ in range(2)
-    ]
-    text = normalize(random(5, 8), dim=-1)
-    labels = [torch.tensor([0, 3]), torch.tensor([1]), torch.tensor([4, 2, 0])]
-    masks = [torch.kron((random(len(row), 5, 6) > 0).float(), torch.ones(4, 4)) for row in labels]
-
-    reference = MaskFormerLoss(5, MaskFormerHungarianMatcher(1.0, 20.0, 1.0), {}, 0.1)
-    expected = np.zeros(3)
-    for layer in layers:
-        losses = reference(layer.mask_logits_BQhw, layer.class_logits(text), masks, labels)
-        expected += [losses["loss_cross_entropy"], 20 * losses["loss_mask"], losses["loss_dice"]]
-    actual = set_loss(layers, text, Targets.of(labels, masks))
-    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-5)

@@ -10,12 +10,14 @@ from pipeline.models.clip import Clip, ClipSource
 from pipeline.models.crops import CropSettings
 from pipeline.prompts import text_classifier
 from pipeline.stages.classify import Classify
+from pipeline.stages.embed import Embed
 from pipeline.stages.fetch import FetchDecode
+from pipeline.stages.label import Label
 from pipeline.stages.propose import Propose
 from schemas.annotation import ANNOTATED, INVENTORY, LABELLED, conform, image_id, table_from_rows
 from schemas.vocabulary import Vocabulary
 from tests.dataset_checks import check_rows
-from tests.helpers import save_tiny_clip
+from tests.helpers import FINGERPRINTS, save_tiny_clip
 
 NAMES = ("sky", "cat", "tree")
 
@@ -63,23 +65,20 @@ def _classify(clip_folder, divisor):
     clip = ClipSource(save_tiny_clip(clip_folder))
     templates = ("a photo of a {}.",)
     text_KD = text_classifier(Clip.load(clip).encode_text, Vocabulary.of(NAMES), templates)
-    return Classify(
-        classifier="crops",
-        clip=clip,
-        crops=CropSettings(),
-        crop_batch=16,
+    embed = Embed("crops", clip, CropSettings(), 16, True, divisor, "uint8")
+    label = Label(
         names=NAMES,
         seen=None,
         query_text_KD=text_KD,
         region_text_KD=text_KD,
         logit_scale=100.0,
         keep_invalid=True,
-        ensemble=True,
         ensemble_weight=0.8,
         min_score=0.0,
         oracle_truth=None,
         divisor=divisor,
         precision="uint8",
-        fingerprint="f",
+        fingerprints=FINGERPRINTS,
         run_id="run",
     )
+    return Classify(embed, label, keep_embeddings=False)

@@ -13,7 +13,7 @@ from pipeline.models import Proposals, ProposerCard, ProposerEntry
 from pipeline.models.embedded import EMBEDDED_PROPOSER
 from pipeline.models.maskformer import MaskFormer, NetworkConfig, load_config
 from pipeline.models.weights import sha256_of
-from pipeline.resize import padded_size
+from pipeline.resize import Size, padded_size
 
 
 class MaskFormerProposer:
@@ -26,8 +26,7 @@ class MaskFormerProposer:
     @torch.inference_mode()
     def propose(self, images: Sequence[NDArray[np.uint8]]) -> list[Proposals]:
         """Return the proposals of RGB images (H, W, 3); their padded sizes must be equal."""
-        batch = padded_batch(images, self._model.config, self._device)
-        output = self._model(batch)
+        output = self._model(padded_batch(images, self._model.config, self._device))
         parts = (output.mask_logits_BQhw, output.query_embeds_BQD, output.void_logits_BQ)
         return [Proposals(*image) for image in zip(*parts, strict=True)]
 
@@ -35,21 +34,31 @@ class MaskFormerProposer:
 def padded_batch(
     images: Sequence[NDArray[np.uint8]], config: NetworkConfig, device: torch.device
 ) -> Tensor:
-    """Return normalised RGB images as one batch (B, 3, H, W), zero-padded on the right and below.
-
-    Raises ValueError unless their padded sizes are equal.
-    """
-    mean_311 = torch.tensor(config.pixel_mean, device=device)[:, None, None]
-    std_311 = torch.tensor(config.pixel_std, device=device)[:, None, None]
+    """Return the network's input for RGB images; raises ValueError unless one padded size fits."""
     sizes = [(image.shape[0], image.shape[1]) for image in images]
     padded = {padded_size(size, config.size_divisibility) for size in sizes}
     if len(padded) != 1:
         raise ValueError(f"images of one batch must share a padded size, got {sorted(padded)}")
-    batch_B3HW = torch.zeros((len(images), 3, *padded.pop()), device=device)
-    for index, (image_HW3, (height, width)) in enumerate(zip(images, sizes, strict=True)):
+    return network_input(images, config, padded.pop(), device)
+
+
+def network_input(
+    images: Sequence[NDArray[np.uint8]],
+    config: NetworkConfig,
+    padded: Size,
+    device: torch.device,
+) -> Tensor:
+    """Return RGB images (H, W, 3) normalised and zero-padded to `padded` (B, 3, H, W).
+
+    Padding is at the right and bottom. It comes after normalisation, so that it is exactly 0.
+    """
+    mean_311 = torch.tensor(config.pixel_mean, device=device)[:, None, None]
+    std_311 = torch.tensor(config.pixel_std, device=device)[:, None, None]
+    batch_B3HW = torch.zeros((len(images), 3, *padded), device=device)
+    for row_3HW, image_HW3 in zip(batch_B3HW, images, strict=True):
         pixels_3HW = torch.from_numpy(image_HW3.copy()).to(device).permute(2, 0, 1)
-        # Padding comes after normalisation, so that it is exactly 0.
-        batch_B3HW[index, :, :height, :width] = (pixels_3HW.float() - mean_311) / std_311
+        _, height, width = pixels_3HW.shape
+        row_3HW[:, :height, :width] = (pixels_3HW.float() - mean_311) / std_311
     return batch_B3HW
 
 

@@ -1,6 +1,7 @@
 """Rows of a stage as dictionaries: quarantine, per-image isolation, images from bytes."""
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ Row = dict[str, Any]
 def quarantine(row: Row, stage: str, code: str, message: str) -> Row:
     """Return `row` as a quarantined one: the reason recorded, the pixels dropped."""
     error = {"stage": stage, "code": code, "message": message[:500]}
-    dropped = dict.fromkeys(("image", "mask_logits", "pixel_embeds"))
+    dropped = dict.fromkeys(("image", "mask_logits", "pixel_embeds", "clip_embeds"))
     return {**row, "status": QUARANTINED, "error": error, **dropped}
 
 
@@ -30,29 +31,64 @@ def is_quarantined(row: Row) -> bool:
 def isolate(
     work: Callable[[Sequence[Row]], list[Row]], rows: Sequence[Row], stage: str
 ) -> list[Row]:
-    """Apply `work` to all rows; if that fails, to each alone, and quarantine those that fail alone.
+    """Apply `work` to all rows; if that fails, to halves, and quarantine rows that fail alone.
 
-    An error that every row shares (more than one row, none succeeds) is not an image's fault: it
-    is raised again. So is a missing or mismatched model.
+    Halves are also the answer to a GPU out of memory. An error that every row shares (more than
+    one row, none succeeds) is not an image's fault: it is raised again. So is a missing or
+    mismatched model.
     """
+    results, first_error = _bisect(work, rows, stage)
+    if first_error is not None and len(rows) > 1 and all(map(is_quarantined, results)):
+        raise first_error
+    return results
+
+
+def _bisect(
+    work: Callable[[Sequence[Row]], list[Row]], rows: Sequence[Row], stage: str
+) -> tuple[list[Row], Exception | None]:
+    if not rows:
+        return [], None
     try:
-        return work(rows) if rows else []
+        return work(rows), None
     except SegmillError:
         raise
-    except Exception as batch_error:
-        if len(rows) == 1:
-            return [_quarantine_failure(rows[0], stage, batch_error)]
-        logger.warning("%s: a batch of %d failed, trying each image alone", stage, len(rows))
-        results = [result for row in rows for result in isolate(work, [row], stage)]
-        if all(result["status"] == QUARANTINED for result in results):
-            raise
-        return results
+    except Exception as caught:
+        error = caught  # Python forgets `caught` at the end of this block
+    if len(rows) == 1:
+        return [_quarantine_failure(rows[0], stage, error)], error
+    logger.warning("%s: a batch of %d failed, trying its halves", stage, len(rows))
+    if is_out_of_gpu_memory(error):
+        _empty_gpu_cache(error)
+    middle = len(rows) // 2
+    halves = [_bisect(work, half, stage)[0] for half in (rows[:middle], rows[middle:])]
+    return halves[0] + halves[1], error
+
+
+def is_out_of_gpu_memory(error: BaseException) -> bool:
+    """Say whether torch ran out of memory on its device; does not import torch."""
+    return any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+
+
+def _empty_gpu_cache(error: Exception) -> None:
+    error.__traceback__ = None  # its frames hold the tensors of the failed batch
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _quarantine_failure(row: Row, stage: str, error: Exception) -> Row:
     detail = (str(error).strip().splitlines() or [""])[0]
     logger.warning("%s: quarantined %s", stage, row["image_id"], exc_info=error)
-    return quarantine(row, stage, "model_failure", f"{type(error).__name__}: {detail}")
+    code = "out_of_gpu_memory" if is_out_of_gpu_memory(error) else "model_failure"
+    return quarantine(row, stage, code, f"{type(error).__name__}: {detail}")
+
+
+def isolate_live(
+    work: Callable[[Sequence[Row]], list[Row]], rows: Sequence[Row], stage: str
+) -> list[Row]:
+    """Apply `work` to the rows that are not quarantined yet, see `isolate`; keep the order."""
+    results = iter(isolate(work, [row for row in rows if not is_quarantined(row)], stage))
+    return [row if is_quarantined(row) else next(results) for row in rows]
 
 
 def image_of(row: Row) -> NDArray[np.uint8]:

@@ -22,11 +22,13 @@ from torch.nn.functional import avg_pool2d, cross_entropy, normalize
 from pipeline.models.maskformer import LOGIT_SCALE, MaskFormer, MaskFormerConfig
 from pipeline.synthetic import Scene
 from pipeline.training.schedule import parameter_groups, warm_cosine
-from pipeline.training.set_loss import Targets, set_loss
+from pipeline.training.set_loss import LossSettings, set_losses
+from pipeline.training.targets import Targets, class_masks
 
 logger = logging.getLogger(__name__)
 
 PADDING: Final = 255  # label of canvas pixels outside the picture: part of no mask
+LOSS: Final = LossSettings(matching_targets="area")  # targets are shares of cells, so matching too
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,9 @@ def train_proposer(
             pixels_B3HW = pixels_B3HW.to(device, memory_format=torch.channels_last)
             output = model(pixels_B3HW)
         text_KD = text_TKD[int(rng.integers(len(text_TKD)))]
-        parts = set_loss((*output.aux, output), text_KD, targets.to(device))
+        losses_L3 = set_losses((*output.aux, output), text_KD, targets.to(device), LOSS)
         guided = guide.loss(text_KD, positions_BHW.to(device))
-        parts = torch.cat([parts / config.decoder_layers, guided[None]])
+        parts = torch.cat([losses_L3.mean(0) * losses_L3.new_tensor(LOSS.weights), guided[None]])
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(parts.sum())
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_norm)
@@ -150,9 +152,10 @@ def make_batch(
         ),
         strict=True,
     )
-    targets = [_targets(label_HW, position_of) for label_HW in labels]
-    pixels_B3HW = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
     positions_BHW = torch.from_numpy(position_of[np.stack(labels)])
+    num_classes = int(position_of.max()) + 1
+    targets = [_targets(positions_HW, num_classes) for positions_HW in positions_BHW]
+    pixels_B3HW = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
     return pixels_B3HW, Targets.of(*zip(*targets, strict=True)), positions_BHW
 
 
@@ -193,9 +196,9 @@ def _view(
     return pixels, labels
 
 
-def _targets(label_HW: NDArray[np.uint8], position_of: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+def _targets(positions_HW: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Return class positions (M,) and masks (M, H/2, W/2), one mask per class in the picture."""
-    present = [int(label) for label in np.unique(label_HW) if position_of[label] >= 0]
-    masks_MHW = torch.from_numpy(np.stack([label_HW == label for label in present])).float()
+    canvas = (positions_HW.shape[0], positions_HW.shape[1])
+    present_M, masks_MHW = class_masks(positions_HW, num_classes, canvas)
     # Half resolution costs a quarter; averaging keeps where inside a cell the border runs.
-    return torch.from_numpy(position_of[present]), avg_pool2d(masks_MHW, 2)
+    return present_M, avg_pool2d(masks_MHW, 2)

@@ -1,11 +1,17 @@
-"""What the training loops share: the learning-rate curve and the optimiser's groups."""
+"""What the training loops share: learning-rate curves and the optimiser's groups."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
+
+from pipeline.models.maskformer import MaskFormer
+
+_UNDECAYED = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm, nn.Embedding)
 
 
 def warm_cosine(step: int, steps: int, warmup: int) -> float:
@@ -15,6 +21,14 @@ def warm_cosine(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
+def poly(step: int, steps: int, power: float = 0.9, floor: float = 0.0) -> float:
+    """Return the learning-rate factor in [0, 1] of the paper: a falling power, never under `floor`.
+
+    Step 0 has factor 1; there is no warm-up.
+    """
+    return max(floor, (1 - step / steps) ** power)
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return optimiser groups: matrices and kernels decay; biases, norms and scalars do not."""
     trained = [value for value in model.parameters() if value.requires_grad]
@@ -22,3 +36,39 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         {"params": [value for value in trained if value.ndim >= 2], "weight_decay": weight_decay},
         {"params": [value for value in trained if value.ndim < 2], "weight_decay": 0.0},
     ]
+
+
+@dataclass(frozen=True)
+class PaperOptimiser:
+    """The optimiser of the paper's proposer (spec 3.1): AdamW, and gradients clipped as one."""
+
+    learning_rate: float = 1e-4
+    backbone_factor: float = 0.1  # on the learning rate
+    weight_decay: float = 1e-4
+    max_norm: float = 0.01
+
+    def build(self, model: MaskFormer) -> torch.optim.AdamW:
+        """Return AdamW over what the model trains; norms and embeddings do not decay."""
+        return torch.optim.AdamW(self.groups(model))
+
+    def groups(self, model: MaskFormer) -> list[dict[str, Any]]:
+        """Return up to four groups: of the backbone or not, decaying or not."""
+        in_backbone = {id(value) for value in model.backbone.parameters()}
+        members: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for module in model.modules():
+            decay = 0.0 if isinstance(module, _UNDECAYED) else self.weight_decay
+            for value in module.parameters(recurse=False):
+                factor = self.backbone_factor if id(value) in in_backbone else 1.0
+                if value.requires_grad:
+                    members.setdefault((self.learning_rate * factor, decay), []).append(value)
+        return [
+            {"params": values, "lr": rate, "weight_decay": decay}
+            for (rate, decay), values in members.items()
+        ]
+
+    def step(self, optimizer: torch.optim.Optimizer) -> float:
+        """Clip the global norm of all gradients, update, and return the norm before clipping."""
+        values = [value for group in optimizer.param_groups for value in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(values, self.max_norm)
+        optimizer.step()
+        return float(norm)

@@ -4,99 +4,98 @@ All decoder layers and images are matched and scored at once; transformers' `Mas
 over both, which costs a third of a training step on a CPU.
 
 Dimension key: L decoder layers, B images, Q queries, M masks (padded to the most of one image),
-K classes, R matched pairs, P pixels, h w mask grid, H W target grid, twice as fine.
+K classes, R matched pairs, P pixels, h w mask grid, H W target grid.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, cross_entropy, interpolate, softplus
+from torch.nn.functional import cross_entropy, interpolate, softplus
 
 from pipeline.models.maskformer import LayerOutput
+from pipeline.training.targets import Targets
 
-CLASS_WEIGHT: Final = 1.0
-FOCAL_WEIGHT: Final = 20.0
-DICE_WEIGHT: Final = 1.0
-NO_OBJECT_WEIGHT: Final = 0.1
 FOCAL_ALPHA: Final = 0.25
+LOSSES: Final = ("loss_ce", "loss_mask", "loss_dice")  # the columns of `set_losses`
 
 
-@dataclass(frozen=True, eq=False)
-class Targets:
-    """Masks of every image, at half resolution, as the share of a cell that they cover.
+@dataclass(frozen=True)
+class LossSettings:
+    """Weights of the losses, which are those of the matching cost too; the paper's by default.
 
-    Image b has `counts[b]` masks; the rest of its row is padding.
+    `matching_targets` says how targets come down to the grid of the logits for matching: "nearest"
+    takes the top left sample of every cell, as in the reference, "area" the mean.
     """
 
-    labels_BM: Tensor
-    masks_BMHW: Tensor
-    counts: tuple[int, ...]
+    class_weight: float = 1.0
+    mask_weight: float = 20.0
+    dice_weight: float = 1.0
+    no_object_weight: float = 0.1
+    matching_targets: Literal["nearest", "area"] = "nearest"
 
-    @classmethod
-    def of(cls, labels: Sequence[Tensor], masks: Sequence[Tensor]) -> Targets:
-        """Stack class positions (M,) and masks (M, H, W) of every image, padded with zeros."""
-        return cls(
-            torch.nn.utils.rnn.pad_sequence(list(labels), batch_first=True),
-            torch.nn.utils.rnn.pad_sequence(list(masks), batch_first=True),
-            tuple(len(row) for row in labels),
-        )
-
-    def to(self, device: torch.device) -> Targets:
-        """Return the same targets on a device."""
-        return Targets(self.labels_BM.to(device), self.masks_BMHW.to(device), self.counts)
+    @property
+    def weights(self) -> tuple[float, float, float]:
+        """Of the columns of `set_losses`."""
+        return self.class_weight, self.mask_weight, self.dice_weight
 
 
-def set_loss(layers: Sequence[LayerOutput], text_KD: Tensor, targets: Targets) -> Tensor:
-    """Return the weighted class, focal and dice losses (3,), summed over decoder layers."""
+PAPER: Final = LossSettings()
+
+
+def set_losses(
+    layers: Sequence[LayerOutput], text_KD: Tensor, targets: Targets, settings: LossSettings = PAPER
+) -> Tensor:
+    """Return the class, focal and dice losses of every decoder layer (L, 3), not yet weighted.
+
+    In the paper's recipe the target grid is the padded picture. Logits are upsampled to it; sums
+    over masks are divided by the number of target masks of the batch, at least 1.
+    """
     mask_logits_LBQhw = torch.stack([layer.mask_logits_BQhw for layer in layers])
     class_logits_LBQK = torch.stack([layer.class_logits(text_KD) for layer in layers])
-    pairs = match(mask_logits_LBQhw, class_logits_LBQK, targets)
-    layer_R, image_R, query_R, mask_R = pairs.to(text_KD.device)
-
-    void = class_logits_LBQK.shape[-1] - 1
-    wanted_LBQ = torch.full(class_logits_LBQK.shape[:3], void, device=text_KD.device)
-    wanted_LBQ[layer_R, image_R, query_R] = targets.labels_BM[image_R, mask_R]
-    class_weights_K = text_KD.new_ones(void + 1)
-    class_weights_K[void] = NO_OBJECT_WEIGHT
-    # Every layer has as many pairs, so the mean over all is the mean of the layers' means.
-    class_loss = len(layers) * cross_entropy(
-        class_logits_LBQK.flatten(0, 2), wanted_LBQ.flatten(), class_weights_K
-    )
-
+    costs_LBQM = matching_costs(mask_logits_LBQhw, class_logits_LBQK, targets, settings)
+    pairs_4R = match(costs_LBQM, targets.counts).to(text_KD.device)
+    class_loss_L = _class_losses(class_logits_LBQK, targets, pairs_4R, settings.no_object_weight)
+    focal_R, dice_R = _mask_losses(mask_logits_LBQhw, targets, pairs_4R)
+    per_layer = (len(layers), len(focal_R) // len(layers))  # every layer has as many pairs
     num_masks = max(1, sum(targets.counts))
-    truth_RP = targets.masks_BMHW[image_R, mask_R].flatten(1)
-    logits_RP = interpolate(
-        mask_logits_LBQhw[layer_R, image_R, query_R][:, None],
-        size=targets.masks_BMHW.shape[-2:],
-        mode="bilinear",
-        align_corners=False,
-    ).flatten(1)
-    positive_RP, negative_RP = focal_terms(logits_RP)
-    focal_RP = positive_RP * truth_RP + negative_RP * (1 - truth_RP)
-    probs_RP = logits_RP.sigmoid()
-    overlap_R = (probs_RP * truth_RP).sum(1)
-    dice_R = 1 - (2 * overlap_R + 1) / (probs_RP.sum(1) + truth_RP.sum(1) + 1)
-    return torch.stack(
-        [
-            CLASS_WEIGHT * class_loss,
-            FOCAL_WEIGHT * focal_RP.mean(1).sum() / num_masks,
-            DICE_WEIGHT * dice_R.sum() / num_masks,
-        ]
-    )
+    focal_L, dice_L = (loss_R.view(per_layer).sum(1) / num_masks for loss_R in (focal_R, dice_R))
+    return torch.stack([class_loss_L, focal_L, dice_L], dim=1)
+
+
+def total_loss(losses_L3: Tensor, settings: LossSettings = PAPER) -> Tensor:
+    """Return what is minimised: the weighted sum of all losses, every layer counting alike."""
+    return (losses_L3 * losses_L3.new_tensor(settings.weights)).sum()
+
+
+def named_losses(losses_L3: Tensor) -> dict[str, float]:
+    """Return losses under the reference's names: the last layer bare, the earlier ones numbered."""
+    *earlier, last = losses_L3.tolist()
+    named = dict(zip(LOSSES, last, strict=True))
+    for layer, losses in enumerate(earlier):
+        named |= {f"{name}_{layer}": loss for name, loss in zip(LOSSES, losses, strict=True)}
+    return named
 
 
 @torch.no_grad()
-def match(mask_logits_LBQhw: Tensor, class_logits_LBQK: Tensor, targets: Targets) -> Tensor:
-    """Return the cheapest pairs as rows of layer, image, query and mask positions (4, R)."""
+def matching_costs(
+    mask_logits_LBQhw: Tensor,
+    class_logits_LBQK: Tensor,
+    targets: Targets,
+    settings: LossSettings = PAPER,
+) -> Tensor:
+    """Return what it costs to give each mask to each query (L, B, Q, M), at the logits' grid."""
     logits_LBQP = mask_logits_LBQhw.flatten(3)
-    truth_BMP = avg_pool2d(targets.masks_BMHW, 2).flatten(2)
+    truth_BMhw = interpolate(
+        targets.masks_BMHW, size=mask_logits_LBQhw.shape[-2:], mode=settings.matching_targets
+    )
+    truth_BMP = truth_BMhw.flatten(2)
     positive, negative = focal_terms(logits_LBQP)
     focal_LBQM = torch.einsum("lbqp,bmp->lbqm", positive - negative, truth_BMP)
     focal_LBQM = (focal_LBQM + negative.sum(-1, keepdim=True)) / truth_BMP.shape[-1]
@@ -106,11 +105,18 @@ def match(mask_logits_LBQhw: Tensor, class_logits_LBQK: Tensor, targets: Targets
     dice_LBQM = 1 - (2 * overlap_LBQM + 1) / (sizes_LBQM + 1)
     labels_LBQM = targets.labels_BM[:, None].expand_as(dice_LBQM)
     class_LBQM = -class_logits_LBQK.softmax(-1).gather(-1, labels_LBQM)
-    cost = CLASS_WEIGHT * class_LBQM + FOCAL_WEIGHT * focal_LBQM + DICE_WEIGHT * dice_LBQM
-    costs_LBQM = cost.cpu().numpy()
+    return (
+        settings.class_weight * class_LBQM
+        + settings.mask_weight * focal_LBQM
+        + settings.dice_weight * dice_LBQM
+    )
+
+
+def match(costs_LBQM: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return the cheapest pairs as rows of layer, image, query and mask positions (4, R)."""
     pairs = []
-    for layer, costs_BQM in enumerate(costs_LBQM):
-        for image, count in enumerate(targets.counts):
+    for layer, costs_BQM in enumerate(costs_LBQM.cpu().numpy()):
+        for image, count in enumerate(counts):
             queries, masks = linear_sum_assignment(costs_BQM[image, :, :count])
             where = np.full_like(queries, layer), np.full_like(queries, image)
             pairs.append(np.stack([*where, queries, masks]))
@@ -123,3 +129,39 @@ def focal_terms(logits: Tensor) -> tuple[Tensor, Tensor]:
     positive = FOCAL_ALPHA * (1 - probs) ** 2 * softplus(-logits)
     negative = (1 - FOCAL_ALPHA) * probs**2 * softplus(logits)
     return positive, negative
+
+
+def _class_losses(
+    class_logits_LBQK: Tensor, targets: Targets, pairs_4R: Tensor, no_object_weight: float
+) -> Tensor:
+    """Return each layer's weighted mean cross-entropy; a query without a mask wants no object."""
+    layer_R, image_R, query_R, mask_R = pairs_4R
+    void = class_logits_LBQK.shape[-1] - 1
+    wanted_LBQ = torch.full(class_logits_LBQK.shape[:3], void, device=class_logits_LBQK.device)
+    wanted_LBQ[layer_R, image_R, query_R] = targets.labels_BM[image_R, mask_R]
+    weights_K = class_logits_LBQK.new_ones(void + 1)
+    weights_K[void] = no_object_weight
+    weighted = cross_entropy(
+        class_logits_LBQK.flatten(0, 2), wanted_LBQ.flatten(), weights_K, reduction="none"
+    ).view_as(wanted_LBQ)
+    return weighted.sum((1, 2)) / weights_K[wanted_LBQ].sum((1, 2))
+
+
+def _mask_losses(
+    mask_logits_LBQhw: Tensor, targets: Targets, pairs_4R: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the focal (mean over pixels) and the dice loss of every pair, on the target grid."""
+    layer_R, image_R, query_R, mask_R = pairs_4R
+    truth_RP = targets.masks_BMHW[image_R, mask_R].flatten(1)
+    logits_RP = interpolate(
+        mask_logits_LBQhw[layer_R, image_R, query_R][:, None],
+        size=targets.masks_BMHW.shape[-2:],
+        mode="bilinear",
+        align_corners=False,
+    ).flatten(1)
+    positive_RP, negative_RP = focal_terms(logits_RP)
+    focal_RP = positive_RP * truth_RP + negative_RP * (1 - truth_RP)
+    probs_RP = logits_RP.sigmoid()
+    overlap_R = (probs_RP * truth_RP).sum(1)
+    dice_R = 1 - (2 * overlap_R + 1) / (probs_RP.sum(1) + truth_RP.sum(1) + 1)
+    return focal_RP.mean(1), dice_R

@@ -1,0 +1,153 @@
+"""The passes of an annotation run: which stages, where they run, and what goes through them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.annotation_plan import AnnotationPlan
+from jobs.progress import Progress
+from pipeline import runtime
+from pipeline.fusion import LOGIT_SCALE
+from pipeline.models.clip import Clip, ClipSource, text_vectors
+from pipeline.models.crops import CropSettings
+from pipeline.models.device import pick_device
+from pipeline.planner import Work
+from pipeline.prompts import Prompts
+from pipeline.stages.classify import Classify
+from pipeline.stages.embed import Embed
+from pipeline.stages.fetch import FetchDecode
+from pipeline.stages.intake import FetchImages, Recall, ReuseProposals
+from pipeline.stages.label import Label
+from pipeline.stages.propose import Propose
+from schemas.manifest import Part
+from schemas.vocabulary import Vocabulary
+
+# A part is what a run that is cut short loses at most, of each write at work: small, but a corpus
+# should not become millions of them before they are merged.
+_PARTS: int = 5_000
+_ROWS_PER_PART: tuple[int, int] = (16, 4096)
+_ROWS_PER_PART_OF_EMBEDDINGS: int = 64  # an image's embeddings are megabytes
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """What the vocabulary is for CLIP: unit text vectors per head, and CLIP's own scale."""
+
+    query_KD: NDArray[np.float32]
+    region_KD: NDArray[np.float32]
+    logit_scale: float
+
+
+def run_flows(plan: AnnotationPlan, work: Work, run_id: str, progress: Progress) -> Iterator[Part]:
+    """Do the work on the connected cluster, and yield the parts that were written."""
+    config = plan.config
+    propose_gpus = runtime.gpus_per_actor(config.propose_gpus)
+    classify_gpus = runtime.gpus_per_actor(config.classify_gpus)
+    progress.say(f"prompting CLIP with {len(plan.vocabulary)} classes")
+    texts = runtime.run_task(
+        encode_vocabulary,
+        plan.clip,
+        plan.vocabulary,
+        (plan.query_prompts, plan.region_prompts),
+        num_gpus=classify_gpus,
+    )
+    fetch = FetchDecode(*plan.edges, config.max_image_bytes, config.max_image_pixels)
+    cpus = actor_cpus(plan)
+    propose = runtime.Placement(
+        Propose(
+            config.proposer, config.proposer_weights, plan.proposer.divisor, config.mask_precision
+        ),
+        config.propose_batch, config.propose_actors, propose_gpus, cpus,
+    )  # fmt: skip
+    label = _label(plan, texts, run_id)
+    classify = runtime.Placement(
+        Classify(_embed(plan), label, config.keep_embeddings),
+        config.classify_batch, config.classify_actors, classify_gpus, cpus,
+    )  # fmt: skip
+    relabel = runtime.Placement(label, config.classify_batch)
+    for units, intake, placements in (
+        (work.relabel, Recall(config.output), [relabel]),
+        (work.reclassify, ReuseProposals(config.output, fetch), [classify]),
+        (work.fetch, FetchImages(config.output, fetch), [propose, classify]),
+    ):
+        if units.images:
+            names = [placement.stage.name for placement in placements]
+            progress.start([intake.name, *names, "write"], units.images)
+            yield from runtime.run_flow(
+                runtime.Flow(units.table, intake, placements),
+                config.output,
+                run_id,
+                rows_per_part(plan, units.images),
+                progress.update,
+            )
+
+
+def actor_cpus(plan: AnnotationPlan) -> int:
+    """Return the CPUs per actor: on one machine the pools share its cores, else each takes one."""
+    if plan.config.address != "local":
+        return 1
+    return max(1, runtime.cores() // actors(plan))
+
+
+def actors(plan: AnnotationPlan) -> int:
+    """Return how many actors the two pools have together."""
+    return plan.config.propose_actors + plan.config.classify_actors
+
+
+def rows_per_part(plan: AnnotationPlan, images: int) -> int:
+    """Return how many images are written, and so are safe, at a time."""
+    least, most = _ROWS_PER_PART
+    if plan.config.keep_embeddings:
+        most = _ROWS_PER_PART_OF_EMBEDDINGS
+    return min(plan.config.rows_per_file, max(least, min(most, images // _PARTS)))
+
+
+def encode_vocabulary(
+    source: ClipSource, vocabulary: Vocabulary, prompts: tuple[Prompts, Prompts]
+) -> Texts:
+    """Return the text vectors of the prompts of both heads."""
+    clip = Clip.load(source, pick_device())
+    query, region = prompts
+    query_KD = text_vectors(clip, vocabulary, query)
+    same = region.identity == query.identity
+    region_KD = query_KD if same else text_vectors(clip, vocabulary, region)
+    return Texts(query_KD, region_KD, clip.logit_scale)
+
+
+def _embed(plan: AnnotationPlan) -> Embed:
+    config = plan.config
+    return Embed(
+        classifier=config.classifier,
+        clip=plan.clip,
+        crops=CropSettings(
+            config.mask_threshold,
+            config.mask_fill,
+            config.mask_expand_ratio,
+            config.mask_matting,
+        ),
+        crop_batch=config.crop_batch,
+        asks_clip=plan.asks_clip,
+        divisor=plan.proposer.divisor,
+        precision=config.mask_precision,
+    )
+
+
+def _label(plan: AnnotationPlan, texts: Texts, run_id: str) -> Label:
+    config = plan.config
+    return Label(
+        names=plan.vocabulary.names,
+        seen=plan.vocabulary.seen,
+        query_text_KD=texts.query_KD,
+        region_text_KD=texts.region_KD,
+        logit_scale=LOGIT_SCALE if config.logit_scale == "paper" else texts.logit_scale,
+        ensemble_weight=config.ensemble_weight,
+        keep_invalid=config.invalid_proposals == "boosted",
+        min_score=config.min_score,
+        oracle_truth=config.oracle_truth,
+        divisor=plan.proposer.divisor,
+        precision=config.mask_precision,
+        fingerprints=plan.fingerprints,
+        run_id=run_id,
+    )

@@ -1,0 +1,128 @@
+"""Everything of an annotation run that is checked and fixed before any work starts."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pipeline.fingerprints import Fingerprints
+from pipeline.models import ProposerCard, find_classifier, find_proposer
+from pipeline.models.clip import ClipCard, ClipSource
+from pipeline.prompts import Prompts, load_prompts
+from pipeline.truth import Truths
+from schemas.annotation import SCHEMA_VERSION
+from schemas.config import AnnotateConfig
+from schemas.errors import ModelError
+from schemas.vocabulary import Vocabulary, read_vocabulary
+
+
+@dataclass(frozen=True)
+class AnnotationPlan:
+    """The settings with what they name: vocabulary, prompts, and what is known of the models."""
+
+    config: AnnotateConfig
+    vocabulary: Vocabulary
+    query_prompts: Prompts
+    region_prompts: Prompts
+    proposer: ProposerCard
+    clip: ClipSource
+    clip_card: ClipCard
+
+    @classmethod
+    def of(cls, config: AnnotateConfig) -> "AnnotationPlan":
+        """Read and check what the settings name, loading no model.
+
+        Raises SettingsError (or a kind of it).
+        """
+        vocabulary = read_vocabulary(config.vocabulary)
+        query_prompts = load_prompts(config.prompts)
+        region_prompts = load_prompts(config.region_prompts or config.prompts)
+        proposer = find_proposer(config.proposer).describe(config.proposer_weights)
+        find_classifier(config.classifier)
+        clip = ClipSource.of(
+            config.clip, config.clip_weights, config.clip_precision, config.crop_side
+        )
+        clip_card = clip.describe()
+        if proposer.embedding_dim not in (None, clip_card.embedding_dim):
+            raise ModelError(
+                f"proposer {config.proposer!r} has query embeddings of {proposer.embedding_dim} "
+                f"dimensions, clip {config.clip!r} has {clip_card.embedding_dim}; they must be "
+                "equal"
+            )
+        if proposer.embedding_dim is None and not config.ensemble:
+            raise ModelError(
+                f"ensemble is off, but proposer {config.proposer!r} has no query scores of its own"
+            )
+        if config.oracle_truth is not None and not proposer.proposes_masks:
+            raise ModelError(
+                f"oracle_truth labels proposals, but proposer {config.proposer!r} makes none; take "
+                "one that proposes masks"
+            )
+        if config.oracle_truth is not None:
+            Truths.find(config.oracle_truth)
+        return cls(config, vocabulary, query_prompts, region_prompts, proposer, clip, clip_card)
+
+    @property
+    def edges(self) -> tuple[int, int]:
+        """Short and long edge of the images that the proposer sees."""
+        short = self.config.short_edge or self.proposer.short_edge
+        # Without a limit of its own, a larger short edge keeps the proposer's proportion.
+        proportion = self.proposer.long_edge / self.proposer.short_edge
+        return short, self.config.long_edge or max(short, round(short * proportion))
+
+    @property
+    def asks_clip(self) -> bool:
+        """Whether regions are classified at all."""
+        return self.config.ensemble and self.config.oracle_truth is None
+
+    @property
+    def _limits(self) -> dict[str, Any]:
+        return self._settings("max_image_bytes max_image_pixels")
+
+    @property
+    def _proposal(self) -> dict[str, Any]:
+        return {
+            **self._settings("proposer mask_precision"),
+            "schema_version": SCHEMA_VERSION,
+            "edges": self.edges,
+            "proposer_weights_sha256": self.proposer.weights_sha256,
+        }
+
+    @property
+    def _clip(self) -> dict[str, Any]:
+        known_by_hash = self.clip_card.weights_sha256 is not None
+        return {
+            **self._settings("clip_precision crop_side"),
+            "clip": None if known_by_hash else [self.clip.name, self.clip.weights],
+            "clip_weights_sha256": self.clip_card.weights_sha256,
+        }
+
+    @property
+    def _embedding(self) -> dict[str, Any]:
+        if not self.asks_clip:
+            return {}
+        crops = "classifier mask_threshold mask_fill mask_expand_ratio mask_matting"
+        return {**self._settings(crops), **self._clip}
+
+    @property
+    def _label(self) -> dict[str, Any]:
+        fusion = "ensemble ensemble_weight oracle_truth invalid_proposals min_score logit_scale"
+        return {
+            **self._settings(fusion),
+            **self._clip,
+            "query_prompts": self.query_prompts.identity,
+            "region_prompts": self.region_prompts.identity,
+            "vocabulary": self.vocabulary.model_dump(),
+        }
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """All that decides a label: two runs that agree in it give equal labels."""
+        return {**self._proposal, **self._embedding, **self._label}
+
+    @cached_property
+    def fingerprints(self) -> Fingerprints:
+        """Hashes of what each stage depends on."""
+        return Fingerprints.of(self._limits, self._proposal, self._embedding, self._label)
+
+    def _settings(self, names: str) -> dict[str, Any]:
+        return {name: getattr(self.config, name) for name in names.split()}

@@ -1,0 +1,78 @@
+"""`segmill vacuum`: delete old versions, and files that no version names."""
+
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+from pipeline.dataset import MANIFESTS, manifest_path, read_manifest, versions
+from pipeline.files import FileFacts, delete_files, list_facts
+from pipeline.lock import DatasetLock, new_run_id
+from pipeline.parts import EMBEDDINGS_FOLDER, IMAGES, RUNS
+from pipeline.storage import hide_secrets
+from schemas.config import VacuumConfig
+from schemas.errors import OutputError
+
+
+@dataclass(frozen=True)
+class VacuumResult:
+    """What was deleted, or would be."""
+
+    dataset: str
+    deleted: bool
+    versions: tuple[int, ...]
+    files: tuple[str, ...]
+    size_bytes: int
+
+
+def vacuum(config: VacuumConfig) -> VacuumResult:
+    """Delete what is old and of no use; only list it unless `delete` is set.
+
+    A version is kept when it is among the newest or young; a file when a kept version names it or
+    it is young. Raises LockedError when a run is at work on the dataset, and OutputError where
+    there is no dataset.
+    """
+    if not versions(config.dataset):
+        raise OutputError(f"{hide_secrets(config.dataset)} holds no published dataset")
+    lock = DatasetLock(config.dataset, f"vacuum-{new_run_id()}", config.lock_ttl_s)
+    with lock if config.delete else nullcontext():
+        dropped, files = _superfluous(config)
+        if config.delete:
+            lock.check()
+            # Manifests first: none may name a file that is gone.
+            delete_files(config.dataset, [manifest_path(number) for number in dropped])
+            delete_files(config.dataset, list(files))
+    return VacuumResult(
+        dataset=hide_secrets(config.dataset),
+        deleted=config.delete,
+        versions=tuple(dropped),
+        files=tuple(files),
+        size_bytes=sum(facts.size_bytes for facts in files.values()),
+    )
+
+
+def _superfluous(config: VacuumConfig) -> tuple[list[int], dict[str, FileFacts]]:
+    oldest = time.time() - config.older_than_hours * 3600
+    numbers = versions(config.dataset)
+    manifests = {number: read_manifest(config.dataset, number) for number in numbers}
+    dropped = [
+        number
+        for number in numbers[: -config.keep_versions]
+        if manifests[number].created.timestamp() < oldest
+    ]
+    kept = [manifest for number, manifest in manifests.items() if number not in dropped]
+    named = {file.path for manifest in kept for file in manifest.images}
+    named |= {file.path for manifest in kept for file in manifest.embeddings}
+    named |= {manifest_path(number) for number in numbers}  # dropped ones are told apart
+    runs = {manifest.run_id for manifest in kept}
+    files = {
+        path: facts
+        for folder in (IMAGES, EMBEDDINGS_FOLDER, RUNS, MANIFESTS)
+        for path, facts in list_facts(config.dataset, folder).items()
+        if path not in named and (facts.changed is None or facts.changed < oldest)
+    }
+    return dropped, {path: facts for path, facts in files.items() if not _is_config_of(path, runs)}
+
+
+def _is_config_of(path: str, runs: set[str]) -> bool:
+    folder, _, rest = path.partition("/")
+    return folder == RUNS and rest.partition("/")[0] in runs

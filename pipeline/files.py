@@ -1,0 +1,175 @@
+"""Files of a dataset, on a local disk or in an object store: whole or absent, retried, listed.
+
+Paths are relative to the dataset. Every failure is an OutputError of one line.
+"""
+
+import errno
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from pipeline.storage import open_store, store_errors
+from schemas.errors import OutputError
+
+DRAFT_SUFFIX: Final = ".draft"
+
+_ATTEMPTS: Final = 6
+_LONGEST_WAIT_S: Final = 10.0
+# Answers, not troubles: asking again would bring the same. 22 is what s3fs makes of a refused
+# request that is none of the others (a wrong bucket, a failed precondition).
+_FINAL: Final = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError)
+_FINAL_NUMBERS: Final = (errno.EINVAL, errno.EISDIR, errno.ENOSPC, errno.EDQUOT)
+_THREADS: Final = 16
+
+T = TypeVar("T")
+
+
+def read_bytes(dataset: str, path: str) -> bytes:
+    """Return one file; FileNotFoundError where there is none, OutputError for other failures."""
+    fs, root = open_store(dataset, OutputError)
+    with _errors("read", dataset, FileNotFoundError):
+        data: bytes = _retried(fs, lambda: fs.cat_file(f"{root}/{path}"))
+    return data
+
+
+def write_bytes(dataset: str, path: str, data: bytes) -> None:
+    """Write one file whole, in place of what was there."""
+    fs, root = open_store(dataset, OutputError)
+    target = f"{root}/{path}"
+    with _errors("write to", dataset):
+        if isinstance(fs, LocalFileSystem):
+            os.replace(_write_draft(target, data), target)
+        else:
+            _retried(fs, lambda: fs.pipe_file(target, data))
+
+
+def create_bytes(dataset: str, path: str, data: bytes) -> bool:
+    """Write one file whole unless it exists; say whether it now holds `data`.
+
+    On S3 this is a conditional put. One whose answer was lost may have been carried out: the file
+    then exists, with exactly this content, which must therefore be the writer's own.
+    """
+    fs, root = open_store(dataset, OutputError)
+    target = f"{root}/{path}"
+    with _errors("write to", dataset):
+        try:
+            if isinstance(fs, LocalFileSystem):
+                _link(target, data)
+            else:
+                _retried(fs, lambda: fs.pipe_file(target, data, mode="create"))
+        except FileExistsError:
+            return read_bytes(dataset, path) == data
+    return True
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """Size in bytes, and time of the last change in seconds since 1970 where the store tells."""
+
+    size_bytes: int
+    changed: float | None
+
+
+def list_files(dataset: str, folder: str) -> list[str]:
+    """Return the paths of all files below a folder, sorted; none where there is no folder."""
+    return list(list_facts(dataset, folder))
+
+
+def list_facts(dataset: str, folder: str) -> dict[str, FileFacts]:
+    """Return all files below a folder, by path in order; none where there is no folder."""
+    fs, root = open_store(dataset, OutputError)
+    with _errors("list", dataset):
+        try:
+            found = _retried(fs, lambda: fs.find(f"{root}/{folder}", detail=True))
+        except FileNotFoundError:
+            return {}
+    return {
+        path.removeprefix(f"{root}/"): FileFacts(int(info["size"] or 0), _changed(info))
+        for path, info in sorted(found.items())
+    }
+
+
+def _changed(info: Mapping[str, Any]) -> float | None:
+    changed = info.get("mtime") or info.get("LastModified") or info.get("last_modified")
+    return changed.timestamp() if isinstance(changed, datetime) else changed
+
+
+def delete_files(dataset: str, paths: Sequence[str]) -> None:
+    """Delete files; those that are gone already are no error."""
+    fs, root = open_store(dataset, OutputError)
+
+    def delete(path: str) -> None:
+        with suppress(FileNotFoundError):
+            _retried(fs, lambda: fs.rm_file(f"{root}/{path}"))
+        if isinstance(fs, LocalFileSystem):
+            folder = os.path.dirname(path)
+            with suppress(OSError):  # the first that is not empty ends it
+                while folder:
+                    os.rmdir(f"{root}/{folder}")
+                    folder = os.path.dirname(folder)
+
+    with _errors("delete from", dataset):
+        in_parallel(delete, paths)
+
+
+def in_parallel(work: Callable[[str], T], paths: Sequence[str], threads: int = _THREADS) -> list[T]:
+    """Apply `work` to every path in a few threads, for it waits for a store; keep the order."""
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, paths))
+
+
+@contextmanager
+def _errors(action: str, dataset: str, *let_through: type[Exception]) -> Iterator[None]:
+    passed: list[Exception] = []
+    with store_errors(action, dataset, OutputError):
+        try:
+            yield
+        except let_through as error:
+            passed.append(error)
+    if passed:
+        raise passed[0]
+
+
+def _retried(fs: fsspec.AbstractFileSystem, request: Callable[[], T]) -> T:
+    """Ask a store, and again with growing pauses while it is in trouble; a disk is asked once."""
+    if isinstance(fs, LocalFileSystem):
+        return request()
+    return Retrying(
+        retry=retry_if_exception(_is_trouble),
+        stop=stop_after_attempt(_ATTEMPTS),
+        wait=wait_random_exponential(multiplier=0.2, max=_LONGEST_WAIT_S),
+        reraise=True,
+    )(request)
+
+
+def _is_trouble(error: BaseException) -> bool:
+    if not isinstance(error, Exception) or isinstance(error, _FINAL):
+        return False
+    return not (isinstance(error, OSError) and error.errno in _FINAL_NUMBERS)
+
+
+def _link(target: str, data: bytes) -> None:
+    draft = _write_draft(target, data)
+    try:
+        os.link(draft, target)  # unlike a rename, a link never replaces
+    finally:
+        os.unlink(draft)
+
+
+def _write_draft(target: str, data: bytes) -> str:
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    draft = f"{target}.{uuid.uuid4().hex}{DRAFT_SUFFIX}"
+    with open(draft, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return draft

@@ -1,0 +1,56 @@
+"""Hashes of all that decides a result: rows that agree in them need not be made again."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """Hashes of all that decides a result, from stage to stage; each includes the one before.
+
+    `decode` covers the limits as well, which decide only whether an image is quarantined.
+    """
+
+    decode: str
+    proposal: str
+    embedding: str
+    label: str
+
+    def of_failure(self, stage: str) -> str:
+        """Return what decides that an image is quarantined by a stage."""
+        return {
+            "fetch": self.decode,
+            "decode": self.decode,
+            "propose": self.proposal,
+            "embed": self.embedding,
+        }.get(stage, self.label)
+
+    @property
+    def of_quarantined(self) -> tuple[str, ...]:
+        """Every fingerprint that a quarantined row of today can have."""
+        return self.decode, self.proposal, self.embedding, self.label
+
+    @classmethod
+    def of(
+        cls,
+        limits: Mapping[str, Any],
+        proposal: Mapping[str, Any],
+        embedding: Mapping[str, Any],
+        label: Mapping[str, Any],
+    ) -> "Fingerprints":
+        """Hash what each stage depends on, given as plain values."""
+        proposals = _hash(proposal)
+        embeddings = _hash([proposals, embedding])
+        return cls(
+            decode=_hash([limits]),
+            proposal=proposals,
+            embedding=embeddings,
+            label=_hash([embeddings, label]),
+        )
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

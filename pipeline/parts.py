@@ -1,0 +1,170 @@
+"""The Parquet files of a dataset: written whole under the name of their content, merged, listed.
+
+A write task puts its files first and a small record of them last, so a record without whole files
+cannot be. Files that no manifest names yet are found by their records: what a run finished before
+it was cut short is not done again.
+"""
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.files import delete_files, list_files, read_bytes, write_bytes
+from pipeline.storage import open_store, store_errors
+from schemas.annotation import ANNOTATED, EMBEDDINGS, LABELLED, QUARANTINED, conform
+from schemas.errors import OutputError
+from schemas.manifest import DataFile, EmbeddingsFile, Part
+
+RUNS: Final = "_runs"
+IMAGES: Final = "images"
+EMBEDDINGS_FOLDER: Final = "embeddings"
+
+# Rows of one image's embeddings are megabytes; a row group is what a reader holds at once.
+EMBEDDINGS_ROW_GROUP: Final = 8
+_IMAGES_ROW_GROUP: Final = 4096
+_NAME_DIGITS: Final = 24  # of the SHA-256 in a file's name
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Some rows of a file, by image_id; None takes all."""
+
+    path: str
+    image_ids: frozenset[str] | None = None
+
+
+def write_part(dataset: str, run_id: str, rows: pa.Table) -> Part:
+    """Write finished rows (ANNOTATED, or with embeddings) and then the record of them.
+
+    Names depend on the content alone, so a retried write replaces its own files by equal ones.
+    """
+    images = write_images(dataset, run_id, rows.select(ANNOTATED.names))
+    embeddings = None
+    if "clip_embeds" in rows.column_names:
+        kept = rows.filter(pc.equal(rows["status"], LABELLED)).select(EMBEDDINGS.names)
+        embeddings = _write_embeddings(dataset, run_id, kept) if len(kept) else None
+    part = Part(images=images, embeddings=embeddings)
+    record = f"{RUNS}/{run_id}/parts/{images.sha256[:_NAME_DIGITS]}.json"
+    write_bytes(dataset, record, part.model_dump_json().encode())
+    return part
+
+
+def write_images(dataset: str, run_id: str, rows: pa.Table) -> DataFile:
+    """Write one Parquet file of annotated rows, sorted by image_id, and describe it."""
+    table = conform(rows, ANNOTATED).sort_by("image_id")
+    data = _parquet(
+        table,
+        row_group_size=_IMAGES_ROW_GROUP,
+        use_dictionary=["status", "fingerprint", "run_id", "segments.list.element.label"],
+        # Minimum and maximum of an RLE or a hash of a message help no reader.
+        write_statistics=["image_id", "uri", "status", "height", "width", "coverage", "mean_score"],
+    )
+    digest = hashlib.sha256(data).hexdigest()
+    path = _path(IMAGES, run_id, digest)
+    write_bytes(dataset, path, data)
+    quarantined = table.filter(pc.equal(table["status"], QUARANTINED))
+    errors = quarantined["error"].to_pylist()
+    reasons = Counter(f"{error['stage']}/{error['code']}" for error in errors)
+    return DataFile(
+        path=path,
+        sha256=digest,
+        size_bytes=len(data),
+        rows=len(table),
+        labelled=len(table) - len(quarantined),
+        quarantined=len(quarantined),
+        reasons=dict(sorted(reasons.items())),
+    )
+
+
+def merge_images(dataset: str, run_id: str, shares: Sequence[Share]) -> DataFile:
+    """Write the chosen rows of some files as one file; an image repeated in one counts once."""
+    tables = []
+    for share in shares:
+        table = pq.ParquetFile(BytesIO(read_bytes(dataset, share.path))).read()
+        if share.image_ids is not None:
+            table = table.filter(pc.is_in(table["image_id"], pa.array(share.image_ids)))
+        tables.append(conform(table, ANNOTATED))
+    merged = pa.concat_tables(tables).sort_by("image_id")
+    ids = merged["image_id"].combine_chunks()
+    if pc.count_distinct(ids).as_py() < len(ids):
+        first = pc.index_in(pc.unique(ids), ids)
+        merged = merged.take(first)
+    return write_images(dataset, run_id, merged)
+
+
+def read_columns(dataset: str, path: str, columns: Sequence[str]) -> pa.Table:
+    """Return some columns of a Parquet file of the dataset, reading little besides."""
+    fs, root = open_store(dataset, OutputError)
+    with (
+        store_errors(f"read {path} of", dataset, OutputError),
+        fs.open(f"{root}/{path}", "rb") as stream,
+        pq.ParquetFile(stream) as file,
+    ):
+        return file.read(columns=list(columns))
+
+
+def read_row_group(dataset: str, path: str, row_group: int) -> pa.Table:
+    """Return one row group of a Parquet file of the dataset."""
+    fs, root = open_store(dataset, OutputError)
+    with (
+        store_errors(f"read {path} of", dataset, OutputError),
+        fs.open(f"{root}/{path}", "rb") as stream,
+        pq.ParquetFile(stream) as file,
+    ):
+        return file.read_row_group(row_group)
+
+
+def recorded_parts(dataset: str) -> dict[str, Part]:
+    """Return what runs have finished and no later publication has tidied away, by record."""
+    parts = {}
+    for path in list_files(dataset, RUNS):
+        folders = path.split("/")
+        if len(folders) == 4 and folders[2] == "parts" and path.endswith(".json"):
+            try:
+                parts[path] = Part.model_validate_json(read_bytes(dataset, path))
+            except (FileNotFoundError, ValueError) as error:
+                # Gone since it was listed, or of another layout: its rows are done again.
+                logger.warning("passed over the record %s: %s", path, error)
+    return parts
+
+
+def forget_parts(dataset: str, parts: Mapping[str, Part], published: Collection[str]) -> None:
+    """Delete records and, after them, their files, but for those that a version names."""
+    delete_files(dataset, list(parts))
+    files = {part.images.path for part in parts.values()}
+    files |= {part.embeddings.path for part in parts.values() if part.embeddings}
+    delete_files(dataset, sorted(files - set(published)))
+
+
+def _write_embeddings(dataset: str, run_id: str, rows: pa.Table) -> EmbeddingsFile:
+    table = conform(rows, EMBEDDINGS).sort_by("image_id")
+    data = _parquet(
+        table,
+        row_group_size=EMBEDDINGS_ROW_GROUP,
+        use_dictionary=["status", "proposal_fingerprint", "embedding_fingerprint"],
+        write_statistics=["image_id"],
+    )
+    digest = hashlib.sha256(data).hexdigest()
+    path = _path(EMBEDDINGS_FOLDER, run_id, digest)
+    write_bytes(dataset, path, data)
+    return EmbeddingsFile(path=path, sha256=digest, size_bytes=len(data), rows=len(table))
+
+
+def _path(folder: str, run_id: str, digest: str) -> str:
+    return f"{folder}/run={run_id}/part-{digest[:_NAME_DIGITS]}.parquet"
+
+
+def _parquet(table: pa.Table, **options: Any) -> bytes:
+    buffer = BytesIO()
+    pq.write_table(table, buffer, compression="zstd", write_page_index=True, **options)
+    return buffer.getvalue()

@@ -1,0 +1,384 @@
+"""What is done, what is left, and what the next version consists of: one join, out of core.
+
+The inventory and the keys of all finished rows go into a DuckDB database in a temporary folder,
+which spills to disk where they outgrow its memory, so that neither is ever whole in memory.
+
+A row is done when its image is in the inventory with the same etag and its fingerprint is of today.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.files import in_parallel, write_bytes
+from pipeline.fingerprints import Fingerprints
+from pipeline.parts import EMBEDDINGS_ROW_GROUP, RUNS, Share, read_columns
+from schemas.annotation import INVENTORY, LABELLED
+from schemas.manifest import DataFile, EmbeddingsFile
+
+# Given up for now, not for good: the store did not answer. Done again by the next run.
+RETRIED_CODES: Final = ("unavailable",)
+
+# Where finished rows come from: the newest version, a run that was cut short, or this run.
+Origin = Literal["published", "adopted", "own"]
+
+# A unit is what one task reads and decodes; a run has a few thousand of them at most, and a small
+# run enough to keep every core busy.
+_UNITS: Final = 20_000
+_ROWS_PER_UNIT: Final = (8, 1024)
+_ROWS_PER_TODO_FILE: Final = 65_536
+_FILES_AT_ONCE: Final = 32
+
+_TABLES: Final = """
+create table listed (image_id varchar, uri varchar, etag varchar, size_bytes bigint);
+create table rows (file integer, image_id varchar, etag varchar, fresh boolean, labelled boolean);
+create table embedded (file integer, row_group integer, image_id varchar, etag varchar,
+                       relabels boolean, reclassifies boolean);
+create table before (image_id varchar);
+create table inventory as select * from listed;
+create table winner (image_id varchar, file integer);
+create table recalled (image_id varchar, file integer, row_group integer, relabels boolean);
+"""
+
+# An inventory without an etag (a plain list of remote uris) cannot tell a changed image.
+_SAME_CONTENT: Final = "(i.etag is null or k.etag = i.etag)"
+
+UNITS: Final = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),  # of a Parquet file of the dataset
+        pa.field("row_group", pa.int32(), nullable=False),
+        pa.field("image_ids", pa.list_(pa.string())),  # the rows to take; null: all
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units of work, as a table of UNITS, and how many images they hold."""
+
+    table: pa.Table
+    images: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is left to do, by how much of it is stored already."""
+
+    fetch: Units  # INVENTORY rows: to fetch, decode, propose and classify
+    reclassify: Units  # EMBEDDINGS rows whose proposals are used again: to fetch and classify
+    relabel: Units  # EMBEDDINGS rows of which only the labels are made again
+
+    @property
+    def images(self) -> int:
+        """How many images are left."""
+        return self.fetch.images + self.recalled
+
+    @property
+    def recalled(self) -> int:
+        """How many of them have stored proposals."""
+        return self.reclassify.images + self.relabel.images
+
+
+@dataclass
+class Outcome:
+    """The files of the next version: some as they are, some to be merged into new ones."""
+
+    kept: list[DataFile] = field(default_factory=list)
+    merges: list[list[Share]] = field(default_factory=list)
+
+
+class Planner:
+    """Compares the inventory with what is done; use it as a context manager."""
+
+    def __init__(self, fingerprints: Fingerprints, memory_mb: int, threads: int) -> None:
+        self._today = fingerprints
+        self._folder = TemporaryDirectory(prefix="segmill-plan-")
+        self._database = duckdb.connect(
+            str(Path(self._folder.name) / "plan.duckdb"),
+            config={
+                "memory_limit": f"{memory_mb}MiB",
+                "threads": threads,
+                "preserve_insertion_order": False,
+                "temp_directory": str(Path(self._folder.name) / "spill"),
+            },
+        )
+        for statement in _TABLES.split(";"):
+            self._database.execute(statement)
+        self._files: list[DataFile] = []
+        self._embeddings: list[EmbeddingsFile] = []
+        self._own_from: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._database.close()
+        self._folder.cleanup()
+
+    def add_inventory(self, tables: Iterable[pa.Table]) -> int:
+        """Take the images of the source, each uri once; return how many were repetitions."""
+        for table in tables:
+            self._insert("listed", "select image_id, uri, etag, size_bytes from arriving", table)
+        self._database.execute(
+            "create or replace table inventory as "
+            "select image_id, any_value(uri) uri, any_value(etag) etag, "
+            "any_value(size_bytes) size_bytes from listed group by image_id"
+        )
+        repeated = self._number("select count(*) from listed") - self.images
+        self._database.execute("drop table listed")
+        return repeated
+
+    @property
+    def images(self) -> int:
+        """How many images the inventory holds."""
+        return self._number("select count(*) from inventory")
+
+    def add_done(
+        self,
+        dataset: str,
+        files: Sequence[DataFile],
+        embeddings: Sequence[EmbeddingsFile],
+        origin: Origin,
+        *,
+        retry_quarantined: bool = False,
+    ) -> None:
+        """Take finished rows; of one image those of a file added later win."""
+        if origin == "own" and self._own_from is None:
+            self._own_from = len(self._files)
+        first = len(self._files)
+        self._files += files
+        columns = ("image_id", "etag", "fingerprint", "status", "error")
+        given_up = self._codes_given_up(origin, retry_quarantined)
+        for number, table in _read_many(dataset, [file.path for file in files], columns):
+            self._add_rows(first + number, table, given_up)
+            if origin == "published":
+                self._insert("before", "select image_id from arriving", table)
+        first = len(self._embeddings)
+        self._embeddings += embeddings
+        keys = ("image_id", "etag", "proposal_fingerprint", "embedding_fingerprint")
+        for number, table in _read_many(dataset, [file.path for file in embeddings], keys):
+            self._add_embeddings(first + number, table)
+
+    def _codes_given_up(self, origin: Origin, retry_quarantined: bool) -> str:
+        """Return the condition under which a quarantined row counts as done."""
+        if origin == "own":
+            return "true"  # this run has tried it
+        if retry_quarantined:
+            return "false"
+        return f"not list_contains({list(RETRIED_CODES)}, coalesce(code, ''))"
+
+    def _add_rows(self, number: int, table: pa.Table, given_up: str) -> None:
+        code = pc.struct_field(table["error"], "code")
+        self._insert(
+            "rows",
+            "select $file, image_id, etag, case when status = $labelled then fingerprint = $label "
+            f"else list_contains($quarantined, fingerprint) and {given_up} end, "
+            "status = $labelled from arriving",
+            table.drop_columns(["error"]).append_column("code", code),
+            {
+                "file": number,
+                "labelled": LABELLED,
+                "label": self._today.label,
+                "quarantined": list(self._today.of_quarantined),
+            },
+        )
+
+    def _add_embeddings(self, number: int, table: pa.Table) -> None:
+        groups = [row // EMBEDDINGS_ROW_GROUP for row in range(len(table))]
+        self._insert(
+            "embedded",
+            "select $file, row_group, image_id, etag, embedding_fingerprint = $embedding, "
+            "proposal_fingerprint = $proposal from arriving",
+            table.append_column("row_group", pa.array(groups, pa.int32())),
+            {
+                "file": number,
+                "embedding": self._today.embedding,
+                "proposal": self._today.proposal,
+            },
+        )
+
+    def left(self, dataset: str, run_id: str, *, keep_embeddings: bool) -> Work:
+        """Return what is not done, written as units to the dataset.
+
+        With `keep_embeddings` a labelled image whose embeddings are not stored is not done.
+        """
+        self._choose(keep_embeddings)
+        self._database.execute(
+            "create or replace table recalled as "
+            "select i.image_id, max_by(k.file, (k.relabels, k.file)) file, "
+            "max_by(k.row_group, (k.relabels, k.file)) row_group, max(k.relabels) relabels "
+            "from inventory i join embedded k using (image_id) "
+            "where k.etag = i.etag and (k.relabels or k.reclassifies) "
+            "and not exists (from winner w where w.image_id = i.image_id) group by i.image_id"
+        )
+        return Work(
+            fetch=self._fetch_units(dataset, run_id),
+            reclassify=self._recall_units(relabels=False),
+            relabel=self._recall_units(relabels=True),
+        )
+
+    def _choose(self, keep_embeddings: bool) -> None:
+        stored = "true"
+        if keep_embeddings:
+            stored = (
+                "(not k.labelled or exists (from embedded e where e.image_id = k.image_id "
+                "and e.relabels and e.etag is not distinct from k.etag))"
+            )
+        self._database.execute(
+            "create or replace table winner as select i.image_id, max(k.file) file "
+            "from inventory i join rows k using (image_id) "
+            f"where k.fresh and {_SAME_CONTENT} and {stored} group by i.image_id"
+        )
+
+    def _fetch_units(self, dataset: str, run_id: str) -> Units:
+        done = self._number("select count(*) from winner")
+        images = self.images - done - self._number("select count(*) from recalled")
+        least, most = _ROWS_PER_UNIT
+        unit_rows = min(most, max(least, images // _UNITS))
+        reader = self._database.sql(
+            "select i.image_id, i.uri, i.etag, i.size_bytes from inventory i "
+            "where not exists (from winner w where w.image_id = i.image_id) "
+            "and not exists (from recalled r where r.image_id = i.image_id) order by i.uri"
+        ).to_arrow_reader(_ROWS_PER_TODO_FILE)
+        units = []
+        for number, table in enumerate(_tables_of(reader, _ROWS_PER_TODO_FILE)):
+            path = f"{RUNS}/{run_id}/todo/{number:06d}.parquet"
+            buffer = BytesIO()
+            pq.write_table(table.cast(INVENTORY), buffer, row_group_size=unit_rows)
+            write_bytes(dataset, path, buffer.getvalue())
+            groups = -(-len(table) // unit_rows)
+            units += [{"path": path, "row_group": group} for group in range(groups)]
+        return Units(pa.Table.from_pylist(units, schema=UNITS), images)
+
+    def _recall_units(self, *, relabels: bool) -> Units:
+        found = self._database.execute(
+            "select file, row_group, list(image_id) from recalled where relabels = $relabels "
+            "group by all order by all",
+            {"relabels": relabels},
+        ).fetchall()
+        units = [
+            {"path": self._embeddings[file].path, "row_group": group, "image_ids": sorted(ids)}
+            for file, group, ids in found
+        ]
+        table = pa.Table.from_pylist(units, schema=UNITS)
+        return Units(table, sum(len(ids) for _, _, ids in found))
+
+    def outcome(self, rows_per_file: int) -> Outcome:
+        """Return the files of the next version; call it when nothing is left.
+
+        A file of which every row counts and that is large enough stays as it is; the rows that
+        count of all others are merged.
+        """
+        found = self._database.execute(
+            "select file, count(*) from winner group by file order by file"
+        ).fetchall()
+        outcome, small = Outcome(), []
+        for number, count in found:
+            file = self._files[number]
+            whole = count == file.rows
+            if whole and file.rows * 2 > rows_per_file:
+                outcome.kept.append(file)
+            else:
+                small.append((number, count, whole))
+        for group in _groups(small, rows_per_file):
+            if len(group) == 1 and group[0][2]:
+                outcome.kept.append(self._files[group[0][0]])
+            else:
+                outcome.merges.append([self._share(number, whole) for number, _, whole in group])
+        return outcome
+
+    def _share(self, number: int, whole: bool) -> Share:
+        path = self._files[number].path
+        if whole:
+            return Share(path)
+        rows = self._database.execute(
+            "select image_id from winner where file = $file", {"file": number}
+        ).fetchall()
+        return Share(path, frozenset(image_id for (image_id,) in rows))
+
+    def embeddings(self) -> list[EmbeddingsFile]:
+        """Return the files of embeddings of which at least one row is of use."""
+        found = self._database.execute(
+            "select distinct k.file from embedded k join inventory i using (image_id) "
+            "where k.etag = i.etag and (k.relabels or k.reclassifies) order by all"
+        ).fetchall()
+        return [self._embeddings[file] for (file,) in found]
+
+    def own(self) -> int:
+        """Return how many images of the next version this run has done itself."""
+        first = len(self._files) if self._own_from is None else self._own_from
+        return self._number("select count(*) from winner where file >= $first", {"first": first})
+
+    def removed(self) -> int:
+        """Return how many images of the version before are not in the inventory."""
+        return self._number(
+            "select count(*) from before b "
+            "where not exists (from inventory i where i.image_id = b.image_id)"
+        )
+
+    def _insert(
+        self, target: str, query: str, arriving: pa.Table, values: Mapping[str, Any] | None = None
+    ) -> None:
+        self._database.register("arriving", arriving)
+        self._database.execute(f"insert into {target} {query}", dict(values or {}))
+        self._database.unregister("arriving")
+
+    def _number(self, query: str, values: Mapping[str, Any] | None = None) -> int:
+        ((number,),) = self._database.execute(query, dict(values or {})).fetchall()
+        return int(number)
+
+
+def _read_many(
+    dataset: str, paths: Sequence[str], columns: Sequence[str]
+) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the number of each file and some of its columns, read a few at a time."""
+    for start in range(0, len(paths), _FILES_AT_ONCE):
+        window = paths[start : start + _FILES_AT_ONCE]
+        tables = in_parallel(lambda path: read_columns(dataset, path, columns), window)
+        yield from enumerate(tables, start)
+
+
+def _tables_of(reader: pa.RecordBatchReader, rows: int) -> Iterator[pa.Table]:
+    """Yield tables of exactly `rows`, the last one smaller, from batches of any size."""
+    pending: list[pa.RecordBatch] = []
+    count = 0
+    for batch in reader:
+        while count + len(batch) >= rows:
+            taken = rows - count
+            yield pa.Table.from_batches([*pending, batch[:taken]])
+            pending, count, batch = [], 0, batch[taken:]
+        if len(batch):
+            pending.append(batch)
+            count += len(batch)
+    if pending:
+        yield pa.Table.from_batches(pending)
+
+
+_Small = tuple[int, int, bool]  # number of a file, rows that count, whether these are all
+
+
+def _groups(small: Sequence[_Small], rows_per_file: int) -> list[list[_Small]]:
+    """Return the files in groups of at most `rows_per_file` rows, but for single larger ones."""
+    groups: list[list[_Small]] = []
+    room = 0
+    for item in small:
+        if item[1] > room:
+            groups.append([])
+            room = rows_per_file
+        groups[-1].append(item)
+        room -= item[1]
+    return groups

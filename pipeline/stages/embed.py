@@ -1,0 +1,72 @@
+"""Embed: CLIP's vectors of every proposal (GPU pool B), all that a vocabulary is compared with.
+
+Dimension key: Q proposals, V valid proposals, D embedding, H W image.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from pipeline.masks import Precision
+from pipeline.models import RegionEmbedder, find_classifier
+from pipeline.models.clip import Clip, ClipSource
+from pipeline.models.crops import CropSettings
+from pipeline.models.device import pick_device
+from pipeline.stages.rows import Row, image_of, isolate_live
+from pipeline.stages.soft_masks import soft_masks
+from schemas.annotation import EMBEDDED, table_from_rows
+
+
+@dataclass(frozen=True)
+class Embed:
+    """PROPOSED -> EMBEDDED: every valid proposal's CLIP vector; the pixels are dropped."""
+
+    name: ClassVar[str] = "embed"
+    schema: ClassVar[pa.Schema] = EMBEDDED
+
+    classifier: str
+    clip: ClipSource
+    crops: CropSettings
+    crop_batch: int
+    asks_clip: bool  # off: the labels come from other scores, and no CLIP is loaded
+    divisor: int
+    precision: Precision
+
+    @cached_property
+    def embedder(self) -> RegionEmbedder:
+        """The region classifier with its CLIP, loaded at first use."""
+        clip = Clip.load(self.clip, pick_device())
+        return find_classifier(self.classifier).load(clip, self.crops, self.crop_batch)
+
+    def __call__(self, images: pa.Table, /) -> pa.Table:
+        """Return the embedded rows; crops of all images share CLIP's batches."""
+        rows = isolate_live(self._embed, images.to_pylist(), self.name)
+        kept = [{name: row[name] for name in EMBEDDED.names if name in row} for row in rows]
+        return table_from_rows(kept, EMBEDDED)
+
+    @torch.inference_mode()
+    def _embed(self, rows: Sequence[Row]) -> list[Row]:
+        if not self.asks_clip:
+            return list(rows)
+        # Masks are made again for the label map: holding those of a whole batch would cost
+        # hundreds of megabytes an image, making them costs one interpolation.
+        found = self.embedder.embed(
+            (_pixels(row), soft_masks(row, self.precision, self.divisor)) for row in rows
+        )
+        return [
+            {
+                **row,
+                "valid": regions.valid_Q.cpu().numpy().tobytes(),
+                "clip_embeds": regions.clip_embeds_VD.float().cpu().numpy().tobytes(),
+            }
+            for row, regions in zip(rows, found, strict=True)
+        ]
+
+
+def _pixels(row: Row) -> Tensor:
+    return torch.from_numpy(image_of(row).copy()).permute(2, 0, 1).to(pick_device())

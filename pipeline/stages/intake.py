@@ -1,0 +1,94 @@
+"""Intake: from units of work (planner.UNITS) to the tables that the first stage takes.
+
+A unit names one row group of a file of the dataset: of the list of images to fetch, or of stored
+embeddings of which something is used again.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.parts import read_row_group
+from pipeline.stages.fetch import FetchDecode
+from pipeline.stages.rows import is_quarantined
+from schemas.annotation import (
+    DECODED,
+    EMBEDDED,
+    INVENTORY,
+    PROPOSALS,
+    PROPOSED,
+    conform,
+    table_from_rows,
+)
+
+# Images fetched at once: enough to overlap the reads of one task.
+_ROWS_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class FetchImages:
+    """Units of INVENTORY rows -> DECODED."""
+
+    name: ClassVar[str] = "decode"
+    schema: ClassVar[pa.Schema] = DECODED
+
+    dataset: str
+    fetch: FetchDecode
+
+    def __call__(self, unit: dict[str, Any], /) -> Iterator[pa.Table]:
+        """Yield the decoded images of a unit."""
+        for images in _slices(_rows_of(self.dataset, unit).select(INVENTORY.names)):
+            yield self.fetch(images)
+
+
+@dataclass(frozen=True)
+class ReuseProposals:
+    """Units of EMBEDDINGS rows -> PROPOSED: pixels are fetched again, proposals are not made."""
+
+    name: ClassVar[str] = "decode"
+    schema: ClassVar[pa.Schema] = PROPOSED
+
+    dataset: str
+    fetch: FetchDecode
+
+    def __call__(self, unit: dict[str, Any], /) -> Iterator[pa.Table]:
+        """Yield the images of a unit with their stored proposals."""
+        for stored in _slices(_rows_of(self.dataset, unit)):
+            images = stored.select(["image_id", "uri", "etag"])
+            sizes = pa.nulls(len(images), pa.int64())
+            decoded = self.fetch(images.append_column("size_bytes", sizes)).to_pylist()
+            proposals = stored.select([field.name for field in PROPOSALS]).to_pylist()
+            rows = [
+                {**row, "n_proposals": 0} if is_quarantined(row) else {**row, **found}
+                for row, found in zip(decoded, proposals, strict=True)
+            ]
+            yield table_from_rows(rows, PROPOSED)
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Units of EMBEDDINGS rows -> EMBEDDED: no image is read."""
+
+    name: ClassVar[str] = "recall"
+    schema: ClassVar[pa.Schema] = EMBEDDED
+
+    dataset: str
+
+    def __call__(self, unit: dict[str, Any], /) -> Iterator[pa.Table]:
+        """Yield the stored rows of a unit."""
+        yield conform(_rows_of(self.dataset, unit).select(EMBEDDED.names), EMBEDDED)
+
+
+def _rows_of(dataset: str, unit: dict[str, Any]) -> pa.Table:
+    table = read_row_group(dataset, unit["path"], unit["row_group"])
+    if unit["image_ids"] is None:
+        return table
+    return table.filter(pc.is_in(table["image_id"], pa.array(unit["image_ids"])))
+
+
+def _slices(table: pa.Table) -> Iterator[pa.Table]:
+    for start in range(0, len(table), _ROWS_AT_ONCE):
+        yield table.slice(start, _ROWS_AT_ONCE)

@@ -1,0 +1,149 @@
+"""Label: fusion of the scores, label map, segments; needs no pixels and no model.
+
+Dimension key: K class names, Q proposals, V valid proposals, D embedding, H W image.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.fingerprints import Fingerprints
+from pipeline.fusion import LabelMap, fuse, label_map, query_probs, region_probs
+from pipeline.masks import Precision
+from pipeline.models.device import pick_device
+from pipeline.oracle import oracle_scores
+from pipeline.pixels import PixelScorer, pixel_score_tiles
+from pipeline.resize import resize_nearest
+from pipeline.segments import encode_segments
+from pipeline.stages.rows import Row, is_quarantined, isolate_live
+from pipeline.stages.soft_masks import pixel_embeds, soft_masks
+from pipeline.truth import Truths, read_label_map
+from schemas.annotation import ANNOTATED, table_from_rows
+
+
+@dataclass(frozen=True, eq=False)
+class Label:
+    """EMBEDDED -> ANNOTATED: what the vocabulary, the weights and the thresholds decide."""
+
+    name: ClassVar[str] = "label"
+    schema: ClassVar[pa.Schema] = ANNOTATED
+
+    names: tuple[str, ...]
+    seen: tuple[bool, ...] | None
+    query_text_KD: NDArray[np.float32]
+    region_text_KD: NDArray[np.float32]
+    logit_scale: float
+    ensemble_weight: float
+    keep_invalid: bool
+    min_score: float
+    oracle_truth: str | None  # directory of label maps that take the place of all scores
+    divisor: int
+    precision: Precision
+    fingerprints: Fingerprints
+    run_id: str
+
+    def __call__(self, images: pa.Table, /) -> pa.Table:
+        """Return the annotated rows."""
+        rows = isolate_live(self._label_all, images.to_pylist(), self.name)
+        return table_from_rows([self._written(row) for row in rows], ANNOTATED)
+
+    def _written(self, row: Row) -> Row:
+        kept = {name: row[name] for name in ANNOTATED.names if name in row}
+        fingerprint = self.fingerprints.label
+        if is_quarantined(row):
+            fingerprint = self.fingerprints.of_failure(row["error"]["stage"])
+        return {"segments": [], **kept, "fingerprint": fingerprint, "run_id": self.run_id}
+
+    @cached_property
+    def truths(self) -> Truths | None:
+        """The label maps of the oracle, listed at first use."""
+        return None if self.oracle_truth is None else Truths.find(self.oracle_truth)
+
+    def _label_all(self, rows: Sequence[Row]) -> list[Row]:
+        return [self._label(row) for row in rows]
+
+    @torch.inference_mode()
+    def _label(self, row: Row) -> Row:
+        labels = self._pixel_labels(row) if row["pixel_embeds"] else self._mask_labels(row)
+        segments = encode_segments(
+            labels.classes_HW.cpu().numpy(),
+            labels.scores_HW.cpu().numpy(),
+            self.names,
+            self.min_score,
+        )
+        area = sum(segment["area"] for segment in segments)
+        weighted = sum(segment["score"] * segment["area"] for segment in segments)
+        return {
+            **row,
+            "coverage": area / (row["height"] * row["width"]),
+            "mean_score": weighted / area if area else None,
+            "segments": segments,
+        }
+
+    def _mask_labels(self, row: Row) -> LabelMap:
+        masks_QHW = soft_masks(row, self.precision, self.divisor)
+        if self.truths is not None:
+            class_scores_QK = self._oracle_scores(row, masks_QHW, self.truths)
+        else:
+            class_scores_QK = self._class_scores(row)
+        return label_map(class_scores_QK, masks_QHW, (row["height"], row["width"]))
+
+    def _pixel_labels(self, row: Row) -> LabelMap:
+        embeds_Dhw = pixel_embeds(row, self.precision, self.query_text_KD.shape[1])
+        device = embeds_Dhw.device
+        scorer = PixelScorer(
+            torch.from_numpy(self.query_text_KD).to(device),
+            self._region_probs(row),
+            None if self.seen is None else torch.tensor(self.seen, device=device),
+            self.ensemble_weight,
+        )
+        image_size, size = (row["image_height"], row["image_width"]), (row["height"], row["width"])
+        tiles = pixel_score_tiles(embeds_Dhw, scorer, image_size, size)
+        return LabelMap.of(tiles, size, device)
+
+    def _oracle_scores(self, row: Row, masks_QHW: Tensor, truths: Truths) -> Tensor:
+        path = truths.of(row["uri"])
+        if path is None:
+            raise ValueError(f"there is no truth for the oracle in {self.oracle_truth}")
+        truth_HW = resize_nearest(read_label_map(path), (row["image_height"], row["image_width"]))
+        return oracle_scores(masks_QHW, truth_HW, len(self.names))
+
+    def _class_scores(self, row: Row) -> Tensor:
+        device = pick_device()
+        num_dims = self.query_text_KD.shape[1]
+        query_QK = None
+        if row["query_embeds"] is not None:
+            query_embeds_QD = _floats(row["query_embeds"]).reshape(-1, num_dims)
+            text_KD = torch.from_numpy(self.query_text_KD).to(device)
+            query_QK = query_probs(query_embeds_QD, text_KD, _floats(row["void_logits"]))
+        valid_Q = torch.ones(row["n_proposals"], dtype=torch.bool, device=device)
+        if row["clip_embeds"] is not None:
+            valid_Q = torch.from_numpy(np.frombuffer(row["valid"], dtype=np.bool_).copy())
+            valid_Q = valid_Q.to(device)
+        seen_K = None if self.seen is None else torch.tensor(self.seen, device=device)
+        return fuse(
+            query_QK,
+            self._region_probs(row),
+            valid_Q,
+            seen_K,
+            self.ensemble_weight,
+            keep_invalid=self.keep_invalid,
+        )
+
+    def _region_probs(self, row: Row) -> Tensor | None:
+        if row["clip_embeds"] is None:
+            return None
+        text_KD = torch.from_numpy(self.region_text_KD).to(pick_device())
+        clip_embeds_VD = _floats(row["clip_embeds"]).reshape(-1, text_KD.shape[1])
+        return region_probs(clip_embeds_VD, text_KD, self.logit_scale)
+
+
+def _floats(data: bytes) -> Tensor:
+    return torch.from_numpy(np.frombuffer(data, dtype=np.float32).copy()).to(pick_device())

@@ -1,0 +1,238 @@
+"""What is done, what is left, and of which files the next version consists."""
+
+import pyarrow as pa
+import pytest
+
+from pipeline.fingerprints import Fingerprints
+from pipeline.parts import merge_images, read_row_group, write_images, write_part
+from pipeline.planner import Planner
+from schemas.annotation import (
+    ANNOTATED,
+    ANNOTATED_AND_EMBEDDED,
+    INVENTORY,
+    LABELLED,
+    QUARANTINED,
+    image_id,
+    table_from_rows,
+)
+from tests.helpers import FINGERPRINTS
+
+
+def inventory(**etags):
+    rows = [{"image_id": image_id(uri), "uri": uri, "etag": etag} for uri, etag in etags.items()]
+    return table_from_rows(rows, INVENTORY)
+
+
+def row(uri, etag="1", fingerprint="l", code=None, embedded=False):
+    found = {
+        "image_id": image_id(uri),
+        "uri": uri,
+        "etag": etag,
+        "status": QUARANTINED if code else LABELLED,
+        "error": code and {"stage": "decode", "code": code, "message": "why"},
+        "fingerprint": fingerprint,
+        "run_id": "run",
+        "n_proposals": 0,
+        "segments": [],
+    }
+    if embedded:
+        found |= {"proposal_fingerprint": embedded[0], "embedding_fingerprint": embedded[1]}
+        found |= {"clip_embeds": b""}
+    return found
+
+
+def images(dataset, *rows):
+    return write_images(dataset, "run", table_from_rows(rows, ANNOTATED))
+
+
+class Plan:
+    """A planner with short words for its calls."""
+
+    def __init__(self, dataset, planner, listed):
+        self.dataset, self.planner = dataset, planner
+        self.repeated = planner.add_inventory([listed])
+
+    def done(self, *files, origin="published", **settings):
+        self.planner.add_done(self.dataset, files, (), origin, **settings)
+        return self
+
+    def left(self, keep_embeddings=False):
+        return self.planner.left(self.dataset, "next", keep_embeddings=keep_embeddings)
+
+    def names(self, units):
+        """The uris of the units, in order."""
+        found = []
+        for unit in units.table.to_pylist():
+            rows = read_row_group(self.dataset, unit["path"], unit["row_group"]).to_pylist()
+            wanted = unit["image_ids"]
+            found += [r["uri"] for r in rows if wanted is None or r["image_id"] in wanted]
+        assert len(found) == units.images
+        return found
+
+    @property
+    def to_fetch(self):
+        return self.names(self.left().fetch)
+
+
+@pytest.fixture
+def plan(tmp_path):
+    planners = []
+
+    def build(listed, fingerprints=FINGERPRINTS):
+        planners.append(Planner(fingerprints, 128, 1))
+        return Plan(str(tmp_path / "labels"), planners[-1], listed)
+
+    yield build
+    for planner in planners:
+        planner.__exit__(None, None, None)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return str(tmp_path / "labels")
+
+
+def test_everything_is_left_of_a_new_source_and_repeats_count_once(plan):
+    listed = pa.concat_tables([inventory(b="1", a="1"), inventory(a="1")])
+    made = plan(listed)
+    assert (made.to_fetch, made.repeated, made.planner.images) == (["a", "b"], 1, 2)
+
+
+def test_only_new_and_changed_images_are_left_and_gone_ones_are_removed(plan, dataset):
+    file = images(dataset, row("same"), row("changed"), row("gone"))
+    made = plan(inventory(same="1", changed="2", new="1")).done(file)
+    assert made.to_fetch == ["changed", "new"]
+    assert made.planner.removed() == 1
+
+
+@pytest.mark.parametrize(
+    "fingerprint, is_done",
+    [("l", True), ("d", False), ("e", False), ("old", False)],
+    ids=["label", "decode", "embedding", "other"],
+)
+def test_a_labelled_image_is_done_under_the_fingerprint_of_labels(
+    plan, dataset, fingerprint, is_done
+):
+    made = plan(inventory(a="1")).done(images(dataset, row("a", fingerprint=fingerprint)))
+    assert (made.to_fetch == []) is is_done
+
+
+@pytest.mark.parametrize("fingerprint, is_done", [("d", True), ("p", True), ("old", False)])
+def test_a_bad_image_is_done_while_what_judged_it_is_the_same(plan, dataset, fingerprint, is_done):
+    file = images(dataset, row("a", fingerprint=fingerprint, code="corrupt"))
+    assert (plan(inventory(a="1")).done(file).to_fetch == []) is is_done
+    assert plan(inventory(a="1")).done(file, retry_quarantined=True).to_fetch == ["a"]
+
+
+def test_an_image_whose_store_did_not_answer_is_left_for_the_next_run_only(plan, dataset):
+    file = images(dataset, row("a", fingerprint="d", code="unavailable"))
+    assert plan(inventory(a="1")).done(file).to_fetch == ["a"]
+    assert plan(inventory(a="1")).done(file, origin="adopted").to_fetch == ["a"]
+    own = plan(inventory(a="1")).done(file, origin="own", retry_quarantined=True)
+    assert own.to_fetch == []
+    assert own.planner.own() == 1
+
+
+def test_a_list_without_etags_cannot_see_a_change(plan, dataset):
+    assert plan(inventory(a=None)).done(images(dataset, row("a", etag="7"))).to_fetch == []
+    assert plan(inventory(a="7")).done(images(dataset, row("a", etag=None))).to_fetch == ["a"]
+
+
+def test_whole_large_files_stay_and_the_rest_is_merged(plan, dataset):
+    large = images(dataset, *(row(f"large{n}") for n in range(4)))
+    partly = images(dataset, row("kept"), row("gone"))
+    small = [images(dataset, row(f"small{n}")) for n in range(3)]
+    listed = inventory(
+        **{f"large{n}": "1" for n in range(4)}, kept="1", **{f"small{n}": "1" for n in range(3)}
+    )
+    made = plan(listed).done(large, partly, *small)
+    assert made.left().images == 0
+    outcome = made.planner.outcome(rows_per_file=4)
+    assert outcome.kept == [large]
+    (shares,) = outcome.merges
+    merged = merge_images(dataset, "next", shares)
+    assert merged.rows == 4
+    table = read_row_group(dataset, merged.path, 0)
+    assert sorted(table["uri"].to_pylist()) == ["kept", "small0", "small1", "small2"]
+    assert table["image_id"].to_pylist() == sorted(table["image_id"].to_pylist())
+
+
+def test_a_lone_small_file_is_not_written_again(plan, dataset):
+    file = images(dataset, row("a"))
+    made = plan(inventory(a="1")).done(file)
+    made.left()
+    outcome = made.planner.outcome(1000)
+    assert (outcome.kept, outcome.merges) == ([file], [])
+
+
+def test_of_two_rows_of_an_image_the_later_file_wins(plan, dataset):
+    first, second = images(dataset, row("a"), row("b")), images(dataset, row("a") | {"width": 1})
+    made = plan(inventory(a="1", b="1")).done(first, origin="adopted").done(second)
+    made.left()
+    (shares,) = made.planner.outcome(1000).merges
+    merged = merge_images(dataset, "next", shares)
+    rows = read_row_group(dataset, merged.path, 0).to_pylist()
+    assert {r["uri"]: r["width"] for r in rows} == {"a": 1, "b": None}
+
+
+def test_an_image_twice_in_one_file_is_merged_to_one_row(plan, dataset):
+    file = images(dataset, row("a"), row("a"), row("b"))
+    made = plan(inventory(a="1", b="1")).done(file)
+    made.left()
+    outcome = made.planner.outcome(1)
+    assert outcome.kept == []
+    assert sum(merge_images(dataset, "next", shares).rows for shares in outcome.merges) == 2
+
+
+EMBEDDED_ROWS = [
+    row("both", fingerprint="old", embedded=("p", "e")),
+    row("proposals", fingerprint="old", embedded=("p", "old")),
+    row("neither", fingerprint="old", embedded=("old", "old")),
+    row("changed", etag="0", fingerprint="old", embedded=("p", "e")),
+]
+
+
+def with_embeddings(plan, dataset, *rows, **settings):
+    part = write_part(dataset, "run", table_from_rows(rows, ANNOTATED_AND_EMBEDDED))
+    listed = inventory(**dict.fromkeys(("both", "proposals", "neither", "changed"), "1"))
+    made = plan(listed, **settings)
+    made.planner.add_done(dataset, [part.images], [part.embeddings], "published")
+    return made, part
+
+
+def test_what_is_stored_is_used_again(plan, dataset):
+    made, part = with_embeddings(plan, dataset, *EMBEDDED_ROWS)
+    work = made.left()
+    assert made.names(work.relabel) == ["both"]
+    assert made.names(work.reclassify) == ["proposals"]
+    assert sorted(made.names(work.fetch)) == ["changed", "neither"]
+    assert (work.images, work.recalled) == (4, 2)
+    assert made.planner.embeddings() == [part.embeddings]
+
+
+def test_embeddings_of_no_use_leave_the_version(plan, dataset):
+    today = Fingerprints(decode="d", proposal="other", embedding="other", label="other")
+    made, _ = with_embeddings(plan, dataset, *EMBEDDED_ROWS, fingerprints=today)
+    assert made.left().recalled == 0
+    assert made.planner.embeddings() == []
+
+
+def test_who_keeps_embeddings_wants_them_of_every_image(plan, dataset):
+    file = images(dataset, row("both"), row("bad", fingerprint="d", code="corrupt"))
+    made = plan(inventory(both="1", bad="1")).done(file)
+    assert made.left(keep_embeddings=False).images == 0
+    work = made.left(keep_embeddings=True)
+    assert made.names(work.fetch) == ["both"]
+    part = write_part(
+        dataset, "own", table_from_rows([row("both", embedded=("p", "e"))], ANNOTATED_AND_EMBEDDED)
+    )
+    made.planner.add_done(dataset, [part.images], [part.embeddings], "own")
+    assert made.left(keep_embeddings=True).images == 0
+
+
+def test_units_are_small_for_few_images_and_cover_all(plan, dataset):
+    listed = inventory(**{f"{n:03}": "1" for n in range(21)})
+    made = plan(listed)
+    units = made.left().fetch
+    assert len(units.table) == 3
+    assert made.names(units) == [f"{n:03}" for n in range(21)]
