@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format lock weights bench-memory bench-precision photos clean
+.PHONY: demo test check format lock weights bench-half bench-memory bench-precision photos clean
 
 demo: $(INSTALLED)  ## scenes -> labels -> figures -> one HTML page; ends with one line of JSON
 	@$(BIN)/segmill demo --output demo
@@ -24,6 +24,9 @@ format: $(INSTALLED)
 
 weights: $(INSTALLED)  ## train the embedded tiny models again, from nothing
 	$(BIN)/python -m jobs.train_embedded --seed 0 --output pipeline/embedded
+
+bench-half: $(INSTALLED)  ## label agreement of bf16 and fp16 CLIP with fp32
+	@$(BIN)/python -m tests.bench.half_precision
 
 bench-memory: $(INSTALLED)  ## peak memory of 200 and of 2,000 images
 	@$(BIN)/python -m tests.bench.memory

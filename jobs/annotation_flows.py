@@ -57,7 +57,11 @@ def run_flows(plan: AnnotationPlan, work: Work, run_id: str, progress: Progress)
     cpus = actor_cpus(plan)
     propose = runtime.Placement(
         Propose(
-            config.proposer, config.proposer_weights, plan.proposer.divisor, config.mask_precision
+            config.proposer,
+            config.proposer_weights,
+            plan.proposer.divisor,
+            config.mask_precision,
+            config.proposer_modules,
         ),
         config.propose_batch, config.propose_actors, propose_gpus, cpus,
     )  # fmt: skip

@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.fingerprints import Fingerprints
-from pipeline.models import ProposerCard, find_classifier, find_proposer
+from pipeline.models import ProposerCard, find_classifier, find_proposer, refuse_unseen
 from pipeline.models.clip import ClipCard, ClipSource
 from pipeline.prompts import Prompts, load_prompts
 from pipeline.truth import Truths
@@ -36,7 +36,9 @@ class AnnotationPlan:
         vocabulary = read_vocabulary(config.vocabulary)
         query_prompts = load_prompts(config.prompts)
         region_prompts = load_prompts(config.region_prompts or config.prompts)
-        proposer = find_proposer(config.proposer).describe(config.proposer_weights)
+        entry = find_proposer(config.proposer, config.proposer_modules)
+        proposer = entry.describe(config.proposer_weights)
+        refuse_unseen(config.proposer, proposer, vocabulary)
         find_classifier(config.classifier)
         clip = ClipSource.of(
             config.clip, config.clip_weights, config.clip_precision, config.crop_side

@@ -126,10 +126,10 @@ def _compare(config: ReportConfig, truth: str, manifest: Manifest) -> EvaluateRe
 
 def _figures(result: EvaluateResult, vocabulary: Vocabulary) -> Figures:
     headline = {
-        "Seen mIoU": result.seen_miou,
-        "Unseen mIoU": result.unseen_miou,
-        "hIoU": result.hiou,
-        "mIoU": result.miou,
+        "Seen mIoU": result.headline.seen_miou,
+        "Unseen mIoU": result.headline.unseen_miou,
+        "hIoU": result.headline.hiou,
+        "mIoU": result.headline.miou,
         "Pixel accuracy": result.pixel_accuracy,
     }
     known = {name: value for name, value in headline.items() if value is not None}

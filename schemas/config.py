@@ -44,6 +44,11 @@ class ProposerSettings(Config):
     proposer_weights: str | None = Field(
         None, description="directory of the proposer's weights; the embedded tiny model if absent"
     )
+    proposer_modules: tuple[str, ...] = Field(
+        (),
+        description="Python modules to import first: they register the architecture of a "
+        "detectron2 config, and their add_..._config functions are applied to it",
+    )
     short_edge: int | None = Field(
         None, ge=16, description="resize the shorter side to this; the proposer's own if absent"
     )
@@ -61,7 +66,9 @@ class ClassifierSettings(Config):
         description="open_clip architecture, hf-hub:ORG/NAME, local-dir:PATH, or `embedded`",
     )
     clip_weights: str | None = Field(
-        None, description="open_clip tag, or a .safetensors / .pt file, for an architecture name"
+        None,
+        description="open_clip tag, or a .safetensors / .pt file, for an architecture name; for "
+        "a file of OpenAI's weights one that ends in -quickgelu",
     )
     clip_precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="arithmetic of CLIP's towers"
@@ -174,11 +181,16 @@ class AnnotateConfig(
 
 
 class EvaluateConfig(Config):
-    """Compare a dataset with label maps and print seen, unseen and harmonic mean IoU."""
+    """Compare a dataset with label maps: mean IoU of seen and unseen classes, and more."""
 
     dataset: str = Field(description="dataset directory or URL")
     truth: str = Field(
         description="directory of PNG label maps named like the images; 255 is ignored"
+    )
+    protocol: Literal["reference", "detectron2"] = Field(
+        "reference",
+        description="which classes enter the first mean IoU (both are printed): as in the paper's "
+        "code those in the truth or in a prediction, or as in detectron2 those in the truth",
     )
     version: int | None = Field(None, ge=1, description="dataset version; the newest if absent")
 

@@ -9,11 +9,8 @@ import pyarrow as pa
 import torch
 from safetensors.torch import save_file
 
-from pipeline.fingerprints import Fingerprints
 from pipeline.sources import Listing
 from schemas.annotation import INVENTORY
-
-FINGERPRINTS = Fingerprints(decode="d", proposal="p", embedding="e", label="l")
 
 TINY_CLIP = {
     "embed_dim": 16,

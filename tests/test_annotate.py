@@ -55,7 +55,7 @@ def test_scenes_become_labels_that_match_the_truth(scenes: Path, tmp_path: Path)
     figures = evaluate(EvaluateConfig(dataset=output, truth=str(scenes / "truth")))
     assert figures.images == 12
     # Far above chance (1 of 72 classes); the figures themselves are in the README.
-    assert figures.pixel_accuracy > 0.6 and figures.miou > 0.4
+    assert figures.pixel_accuracy > 0.6 and figures.headline.miou > 0.4
     manifest = read_manifest(output)
     assert len(manifest.fingerprint) == 64
     assert {row["fingerprint"] for row in rows_of(output)} == {manifest.fingerprint}

@@ -240,7 +240,8 @@ def test_a_prompt_of_word_embeddings_is_the_written_prompt(safetensors_file, tmp
 
 def test_a_learned_prompt_works_with_the_embedded_clip():
     clip = Clip.load(ClipSource.of("embedded", None))
-    ids = clip._word_ids("a photo of a")[1:-1]
+    tokens = clip._tokenizer(["a photo of a"])[0]
+    ids = tokens[1 : tokens.argmax()]
     prompt = LearnedPrompt.of({"prefix_prompt": clip.model.token_embedding.weight[ids].numpy()}, "")
     written = clip.encode_text(["a photo of a red circle."])
     np.testing.assert_allclose(clip.encode_names(["red circle"], prompt), written, atol=1e-6)
@@ -378,9 +379,9 @@ def test_other_files_are_refused(reference, tmp_path):
         read_weights(file)
     with pytest.raises(ModelError, match="there is no file"):
         read_weights(tmp_path / "absent.pth")
-    (tmp_path / "R-103.pkl").write_bytes(b"")
+    (tmp_path / "R-103.caffemodel").write_bytes(b"")
     with pytest.raises(ModelError, match="no kind of file that is read here"):
-        read_weights(tmp_path / "R-103.pkl")
+        read_weights(tmp_path / "R-103.caffemodel")
 
 
 def test_inspect_says_what_a_file_holds(safetensors_file, reference, tmp_path):

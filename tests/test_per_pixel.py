@@ -18,15 +18,14 @@ from pipeline.models.per_pixel import PerPixel, PerPixelConfig, class_logits
 from pipeline.pixels import PixelScorer, pixel_score_tiles
 from pipeline.resize import resize_image, resized_size
 from pipeline.segments import decode_label_map
-from pipeline.stages.embed import Embed
 from pipeline.stages.fetch import FetchDecode
-from pipeline.stages.label import Label
 from pipeline.stages.propose import Propose
 from pipeline.synthetic import COLOURS, VOCABULARY, make_scene
-from schemas.annotation import ANNOTATED, EMBEDDED, PROPOSED, conform
+from schemas.annotation import ANNOTATED, PROPOSED, conform
 from schemas.errors import ModelError
+from tests.classify import make_classify
 from tests.dataset_checks import check_rows
-from tests.helpers import FINGERPRINTS, save_tiny_clip, take_inventory
+from tests.helpers import save_tiny_clip, take_inventory
 
 DIM = 16
 TINY = PerPixelConfig(
@@ -111,16 +110,15 @@ def labels_of(directory, folder, precision="float16", clip=None, **changes):
     listed = take_inventory(str(folder), ("png",)).images
     decoded = FetchDecode(128, 512, 10**6, 10**6)(listed)
     proposed = conform(Propose("per-pixel", str(directory), 1, precision)(decoded), PROPOSED)
-    source = clip or ClipSource.of("embedded", None)
-    embed = Embed("crops", source, CropSettings(), 8, clip is not None, 1, precision)
-    label = {
-        "names": tuple(COLOURS), "seen": None, "query_text_KD": TEXT_KD.numpy(),
-        "region_text_KD": TEXT_KD.numpy(), "logit_scale": 100.0, "keep_invalid": True,
-        "ensemble_weight": 0.7, "min_score": 0.0, "oracle_truth": None, "divisor": 1,
-        "precision": precision, "fingerprints": FINGERPRINTS, "run_id": "run",
-    }  # fmt: skip
-    embedded = conform(embed(proposed), EMBEDDED)
-    rows = conform(Label(**label | changes)(embedded), ANNOTATED).to_pylist()
+    stage = make_classify(
+        clip or ClipSource.of("embedded", None),
+        TEXT_KD.numpy(),
+        **{
+            "names": tuple(COLOURS), "ensemble_weight": 0.7, "divisor": 1, "precision": precision,
+            "asks_clip": clip is not None, **changes,
+        },
+    )  # fmt: skip
+    rows = conform(stage(proposed), ANNOTATED).to_pylist()
     check_rows(rows, whole=True)
     assert {row["n_proposals"] for row in rows} == {0}
     return {

@@ -177,8 +177,8 @@ class MaskFormer(nn.Module):
     def load(cls, directory: str | Path) -> MaskFormer:
         """Return the model of a directory in evaluation mode, in fp32.
 
-        Raises ModelError for a missing file, and one that names every missing, unexpected and
-        misshapen weight.
+        Raises ModelError for a missing or truncated file, and one that names every missing,
+        unexpected and misshapen weight.
         """
         model = cls(load_config(directory))
         load_weights(model, directory)

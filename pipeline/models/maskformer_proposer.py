@@ -76,6 +76,7 @@ def _describe(weights: str | None) -> ProposerCard:
         embedding_dim=config.embedding_dim,
         weights_sha256=sha256_of(directory),
         licence=config.licence,
+        seen_classes=config.seen_classes,
     )
 
 

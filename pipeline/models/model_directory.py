@@ -6,9 +6,10 @@ from typing import Final, TypeVar
 
 import torch
 from pydantic import BaseModel, ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pipeline.models.checkpoint_file import read_weights
 from schemas.errors import ModelError
 
 CONFIG_FILE: Final = "config.json"
@@ -34,15 +35,13 @@ def read_config(directory: str | Path, kind: type[Config]) -> Config:
 def load_weights(network: nn.Module, directory: str | Path) -> None:
     """Fill a network with the weights of a directory, in fp32.
 
-    Raises ModelError for a missing file, and one that names every missing, unexpected and
-    misshapen weight.
+    Raises ModelError for a missing or truncated file, and one that names every missing,
+    unexpected and misshapen weight.
     """
     file = Path(directory) / WEIGHTS_FILE
-    if not file.is_file():
-        raise ModelError(f"there is no {file}")
     weights = {
         name: value.float() if value.is_floating_point() else value
-        for name, value in load_file(file).items()
+        for name, value in read_weights(file).weights.items()
     }
     _refuse_mismatch(network.state_dict(), weights, file)
     network.load_state_dict(weights)

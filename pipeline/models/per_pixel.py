@@ -58,8 +58,8 @@ class PerPixel(nn.Module):
     def load(cls, directory: str | Path) -> PerPixel:
         """Return the network of a directory in evaluation mode, in fp32.
 
-        Raises ModelError for a missing file, and one that names every missing, unexpected and
-        misshapen weight.
+        Raises ModelError for a missing or truncated file, and one that names every missing,
+        unexpected and misshapen weight.
         """
         network = cls(read_config(directory, PerPixelConfig))
         load_weights(network, directory)
@@ -112,6 +112,7 @@ def _describe(weights: str | None) -> ProposerCard:
         embedding_dim=config.embedding_dim,
         weights_sha256=sha256_of(directory),
         licence=config.licence,
+        seen_classes=config.seen_classes,
         proposes_masks=False,
     )
 

@@ -22,9 +22,9 @@ from pipeline.oracle import oracle_scores
 from pipeline.pixels import PixelScorer, pixel_score_tiles
 from pipeline.resize import resize_nearest
 from pipeline.segments import encode_segments
-from pipeline.stages.rows import Row, is_quarantined, isolate_live
+from pipeline.stages.rows import Row, is_quarantined, isolate_live, quarantine
 from pipeline.stages.soft_masks import pixel_embeds, soft_masks
-from pipeline.truth import Truths, read_label_map
+from pipeline.truth import Truths
 from schemas.annotation import ANNOTATED, table_from_rows
 
 
@@ -71,7 +71,20 @@ class Label:
 
     @torch.inference_mode()
     def _label(self, row: Row) -> Row:
-        labels = self._pixel_labels(row) if row["pixel_embeds"] else self._mask_labels(row)
+        if row["pixel_embeds"] is not None:
+            return self._annotated(row, self._pixel_labels(row))
+        masks_QHW = soft_masks(row, self.precision, self.divisor)
+        if self.truths is not None:
+            try:
+                class_scores_QK = self._oracle_scores(row, masks_QHW, self.truths)
+            except ValueError as error:  # of this image alone, even where all of a batch fail
+                return quarantine(row, self.name, "no_truth", str(error))
+        else:
+            class_scores_QK = self._class_scores(row)
+        size = (row["height"], row["width"])
+        return self._annotated(row, label_map(class_scores_QK, masks_QHW, size))
+
+    def _annotated(self, row: Row, labels: LabelMap) -> Row:
         segments = encode_segments(
             labels.classes_HW.cpu().numpy(),
             labels.scores_HW.cpu().numpy(),
@@ -87,14 +100,6 @@ class Label:
             "segments": segments,
         }
 
-    def _mask_labels(self, row: Row) -> LabelMap:
-        masks_QHW = soft_masks(row, self.precision, self.divisor)
-        if self.truths is not None:
-            class_scores_QK = self._oracle_scores(row, masks_QHW, self.truths)
-        else:
-            class_scores_QK = self._class_scores(row)
-        return label_map(class_scores_QK, masks_QHW, (row["height"], row["width"]))
-
     def _pixel_labels(self, row: Row) -> LabelMap:
         embeds_Dhw = pixel_embeds(row, self.precision, self.query_text_KD.shape[1])
         device = embeds_Dhw.device
@@ -109,10 +114,8 @@ class Label:
         return LabelMap.of(tiles, size, device)
 
     def _oracle_scores(self, row: Row, masks_QHW: Tensor, truths: Truths) -> Tensor:
-        path = truths.of(row["uri"])
-        if path is None:
-            raise ValueError(f"there is no truth for the oracle in {self.oracle_truth}")
-        truth_HW = resize_nearest(read_label_map(path), (row["image_height"], row["image_width"]))
+        truth_HW = truths.read(row["uri"], (row["height"], row["width"]))
+        truth_HW = resize_nearest(truth_HW, (row["image_height"], row["image_width"]))
         return oracle_scores(masks_QHW, truth_HW, len(self.names))
 
     def _class_scores(self, row: Row) -> Tensor:
