@@ -54,6 +54,11 @@ class AnnotationPlan:
             raise ModelError(
                 f"ensemble is off, but proposer {config.proposer!r} has no query scores of its own"
             )
+        if config.oracle_truth is not None and not proposer.proposes_masks:
+            raise ModelError(
+                f"oracle_truth labels proposals, but proposer {config.proposer!r} makes none; take "
+                "one that proposes masks"
+            )
         if config.oracle_truth is not None:
             Truths.find(config.oracle_truth)
         return cls(config, vocabulary, query_prompts, region_prompts, proposer, clip, clip_card)

@@ -80,6 +80,8 @@ PROPOSALS: Final[list[pa.Field]] = [
     pa.field("n_proposals", pa.int32(), nullable=False),
     pa.field("query_embeds", pa.large_binary()),  # float32 (Q, D), unit length; null: no head
     pa.field("void_logits", pa.large_binary()),  # float32 (Q,), logit of "no object"
+    # (D, h, w) on the grid of masks, of a network that proposes none, see pixels.py
+    pa.field("pixel_embeds", pa.large_binary()),
 ]
 
 PROPOSED: Final = pa.schema([*DECODED, *PROPOSALS])

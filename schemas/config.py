@@ -301,7 +301,12 @@ class WeightsConvertConfig(Config):
     pixel_std: tuple[float, float, float] = Field(
         (58.395, 57.12, 57.375), description="standard deviation of the proposer's input, RGB"
     )
-    size_divisibility: int = Field(32, ge=1, description="images are padded to a multiple of this")
+    size_divisibility: int | None = Field(
+        None,
+        ge=1,
+        description="images are padded to a multiple of this; if absent 32 for a MaskFormer, 1 for "
+        "a per-pixel network",
+    )
     short_edge: int = Field(640, ge=16, description="shorter side of the images it was tested on")
     long_edge: int = Field(2560, ge=16, description="limit of their longer side")
     clip_text_heads: int | None = Field(

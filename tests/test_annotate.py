@@ -16,7 +16,10 @@ from jobs.annotate import annotate
 from jobs.cli import main
 from jobs.evaluate import evaluate
 from pipeline.dataset import newest_version, read_manifest
+from pipeline.models import find_proposer
 from pipeline.models.embedded import EMBEDDED_VOCABULARY
+from pipeline.models.maskformer import BackboneConfig
+from pipeline.models.per_pixel import PerPixel, PerPixelConfig
 from pipeline.synthetic import make_scene
 from schemas.config import AnnotateConfig, EvaluateConfig
 from tests.dataset_checks import check_rows, rows_of
@@ -82,6 +85,32 @@ def test_bad_files_are_rows_and_decide_the_exit_code(
     assert main([*arguments, "--max-bad-fraction", "0.5"]) == 0
     assert newest_version(output) == 1
     assert "nothing has changed" in capsys.readouterr().err
+
+
+def test_the_per_pixel_baseline_is_an_option_of_the_same_command(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip_dim = find_proposer("maskformer").describe(None).embedding_dim
+    backbone = BackboneConfig(name="resnet18", options={"channels": [8, 8, 16, 16]})
+    network = PerPixelConfig(
+        backbone=backbone, fpn_channels=32, embedding_dim=clip_dim or 0, short_edge=96
+    )
+    PerPixel(network).save(tmp_path / "fcn")
+    output = str(tmp_path / "labels")
+    flags = ["--proposer", "per-pixel", "--proposer-weights", str(tmp_path / "fcn")]
+    arguments = ["annotate", str(scenes / "images"), "--output", output, *flags]
+    arguments += ["--vocabulary", str(EMBEDDED_VOCABULARY), "--keep-embeddings"]
+    assert main([*arguments, "--ensemble-weight", "0.7"]) == 0
+    rows = rows_of(output)
+    check_rows(rows, whole=True)
+    assert [(row["status"], row["n_proposals"]) for row in rows] == [("labelled", 0)] * 12
+    # Pixel embeddings do not depend on what is asked of them: no image is read again.
+    assert main([*arguments, "--ensemble-weight", "0.4"]) == 0
+    assert read_manifest(output).changes.from_embeddings == 12
+    again = rows_of(output)
+    assert [row["segments"] for row in again] != [row["segments"] for row in rows]
+    assert main([*arguments, "--oracle-truth", str(scenes / "truth")]) == 2
+    assert "'per-pixel' makes none" in capsys.readouterr().err
 
 
 def test_from_a_bucket_into_a_bucket(scenes: Path, s3_server: S3Server) -> None:
