@@ -26,7 +26,7 @@ from pipeline.secrets import hide_all_secrets, hide_secrets
 from pipeline.sources import Listing, ListRules
 from pipeline.stages.fetch import web_access
 from schemas.config import AnnotateConfig
-from schemas.errors import SegmillError
+from schemas.errors import LockedError, SegmillError
 from schemas.manifest import Changes, Counts, DataFile, Manifest, Part
 
 _RECORDED_PACKAGES: Final = (
@@ -210,7 +210,14 @@ class _Run:
         )
 
     def _tidy(self, manifest: Manifest) -> None:
-        """Delete what publication made superfluous: small parts, their records, lists of work."""
+        """Delete what publication made superfluous: small parts, their records, lists of work.
+
+        A run that lost the dataset since it published leaves that to the one that has it now.
+        """
+        try:
+            self._lock.check()
+        except LockedError:
+            return
         named = [manifest, self._base] if self._base else [manifest]
         published = {file.path for known in named for file in known.images}
         published |= {file.path for known in named for file in known.embeddings}
