@@ -22,6 +22,7 @@ from pipeline.stages.fetch import FetchDecode
 from pipeline.stages.propose import Propose
 from pipeline.synthetic import COLOURS, VOCABULARY, make_scene
 from schemas.annotation import ANNOTATED, PROPOSED, conform
+from schemas.config import SourceSettings
 from schemas.errors import ModelError
 from tests.classify import make_classify
 from tests.dataset_checks import check_rows
@@ -108,7 +109,7 @@ def scenes(tmp_path_factory):
 def labels_of(directory, folder, precision="float16", clip=None, **changes):
     """Return the label maps of a folder by name; CLIP is asked where one is given."""
     listed = take_inventory(str(folder), ("png",)).images
-    decoded = FetchDecode(128, 512, 10**6, 10**6)(listed)
+    decoded = FetchDecode(128, 512, SourceSettings())(listed)
     proposed = conform(Propose("per-pixel", str(directory), 1, precision)(decoded), PROPOSED)
     stage = make_classify(
         clip or ClipSource.of("embedded", None),
