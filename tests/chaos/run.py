@@ -48,6 +48,7 @@ class Outcome:
 
     code: int | None = None  # None: it hung and was ended
     result: dict[str, Any] = field(default_factory=dict)  # what a finished run prints
+    noise: list[str] = field(default_factory=list)  # what else is on its stdout
     stderr: str = ""
     done: Counter[str] = field(default_factory=Counter)  # images that left each stage
     struck: list[str] = field(default_factory=list)
@@ -100,8 +101,10 @@ class Run:
         self.outcome.done = self._log.done
         self.outcome.stderr = self._log.path.with_suffix(".err").read_text(errors="replace")
         printed = self._log.path.with_suffix(".out").read_text().strip()
-        if self.outcome.code in (0, 1) and printed:
-            self.outcome.result = json.loads(printed.splitlines()[-1])
+        lines = printed.splitlines()
+        if self.outcome.code in (0, 1) and lines and lines[-1].startswith("{"):
+            self.outcome.result = json.loads(lines.pop())
+        self.outcome.noise = lines
         self.outcome.seconds = time.monotonic() - started
         return self.outcome
 
