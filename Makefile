@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format lock weights bench-memory bench-precision photos clean
+.PHONY: demo test check format lock weights bench-half bench-memory bench-precision bench-decoder \
+  bench-planning bench-incremental fuzz photos clean
 
 demo: $(INSTALLED)  ## scenes -> labels -> figures -> one HTML page; ends with one line of JSON
 	@$(BIN)/segmill demo --output demo
@@ -25,11 +26,26 @@ format: $(INSTALLED)
 weights: $(INSTALLED)  ## train the embedded tiny models again, from nothing
 	$(BIN)/python -m jobs.train_embedded --seed 0 --output pipeline/embedded
 
+bench-half: $(INSTALLED)  ## label agreement of bf16 and fp16 CLIP with fp32
+	@$(BIN)/python -m tests.bench.half_precision
+
 bench-memory: $(INSTALLED)  ## peak memory of 200 and of 2,000 images
 	@$(BIN)/python -m tests.bench.memory
 
 bench-precision: $(INSTALLED)  ## label agreement of the mask precisions between the pools
 	@$(BIN)/python -m tests.bench.mask_precision
+
+bench-decoder: $(INSTALLED)  ## cost of decoding in a process of its own, draft JPEGs (needs the sample data)
+	@$(BIN)/python -m tests.bench.decoder
+
+fuzz: $(INSTALLED)  ## damaged image files for MINUTES; ends with one line of JSON
+	@$(BIN)/python -m tests.fuzz.decode --minutes $(or $(MINUTES),30) --seed $(or $(SEED),0)
+
+bench-planning: $(INSTALLED)  ## seconds and memory of planning ten thousand to ten million images
+	@$(BIN)/python -m tests.bench.planning
+
+bench-incremental: $(INSTALLED)  ## ten thousand images, 5 % bad; again; and with 1 % more
+	@$(BIN)/python -m tests.bench.incremental
 
 photos: $(INSTALLED)  ## real photos from and to a real S3 server (needs the sample data)
 	@$(BIN)/python -m tests.bench.photos

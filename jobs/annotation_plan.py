@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.fingerprints import Fingerprints
-from pipeline.models import ProposerCard, find_classifier, find_proposer
+from pipeline.models import ProposerCard, find_classifier, find_proposer, refuse_unseen
 from pipeline.models.clip import ClipCard, ClipSource
 from pipeline.prompts import Prompts, load_prompts
 from pipeline.truth import Truths
@@ -36,7 +36,9 @@ class AnnotationPlan:
         vocabulary = read_vocabulary(config.vocabulary)
         query_prompts = load_prompts(config.prompts)
         region_prompts = load_prompts(config.region_prompts or config.prompts)
-        proposer = find_proposer(config.proposer).describe(config.proposer_weights)
+        entry = find_proposer(config.proposer, config.proposer_modules)
+        proposer = entry.describe(config.proposer_weights)
+        refuse_unseen(config.proposer, proposer, vocabulary)
         find_classifier(config.classifier)
         clip = ClipSource.of(
             config.clip, config.clip_weights, config.clip_precision, config.crop_side
@@ -51,6 +53,11 @@ class AnnotationPlan:
         if proposer.embedding_dim is None and not config.ensemble:
             raise ModelError(
                 f"ensemble is off, but proposer {config.proposer!r} has no query scores of its own"
+            )
+        if config.oracle_truth is not None and not proposer.proposes_masks:
+            raise ModelError(
+                f"oracle_truth labels proposals, but proposer {config.proposer!r} makes none; take "
+                "one that proposes masks"
             )
         if config.oracle_truth is not None:
             Truths.find(config.oracle_truth)
@@ -71,12 +78,16 @@ class AnnotationPlan:
 
     @property
     def _limits(self) -> dict[str, Any]:
-        return self._settings("max_image_bytes max_image_pixels")
+        limits = (
+            "max_image_bytes max_image_pixels max_image_frames max_decode_seconds max_decode_mb "
+            "allow_private_addresses"
+        )
+        return {**self._settings(limits), "schema_version": SCHEMA_VERSION}
 
     @property
     def _proposal(self) -> dict[str, Any]:
         return {
-            **self._settings("proposer mask_precision"),
+            **self._settings("proposer mask_precision jpeg_draft"),
             "schema_version": SCHEMA_VERSION,
             "edges": self.edges,
             "proposer_weights_sha256": self.proposer.weights_sha256,

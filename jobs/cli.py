@@ -146,8 +146,11 @@ def _quiet_libraries() -> None:
     import logging
     import warnings
 
+    from pipeline.secrets import hide_in_output
+
     level = os.environ.get(f"{ENV_PREFIX}LOG_LEVEL", "ERROR").upper()
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
+    hide_in_output()
     warnings.simplefilter("ignore")
 
 
@@ -174,7 +177,9 @@ def _suggest(name: str, known: Sequence[str] | dict[str, Any]) -> str:
 
 
 def _complain(program: str, problem: str, code: int = 2) -> int:
-    print(f"{program}: {' '.join(problem.split())}", file=sys.stderr)
+    from pipeline.secrets import hide_secrets
+
+    print(f"{program}: {hide_secrets(' '.join(problem.split()))}", file=sys.stderr)
     return code
 
 

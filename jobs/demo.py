@@ -80,9 +80,9 @@ def demo(config: DemoConfig, progress: Progress | None = None) -> DemoResult:
     return DemoResult(
         images=config.images,
         seconds=time.monotonic() - started,
-        seen_miou=_figure(quality.seen_miou),
-        unseen_miou=_figure(quality.unseen_miou),
-        hiou=_figure(quality.hiou),
+        seen_miou=_figure(quality.headline.seen_miou),
+        unseen_miou=_figure(quality.headline.unseen_miou),
+        hiou=_figure(quality.headline.hiou),
         report=page.output,
     )
 

@@ -1,12 +1,14 @@
-"""`segmill evaluate`: a dataset against label maps, as seen, unseen and harmonic mean IoU."""
+"""`segmill evaluate`: a dataset against label maps, under the protocols of both lineages."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.dataset import read_manifest, read_rows
-from pipeline.metrics import Confusion, harmonic_iou
+from pipeline.metrics import BoundaryCounts, Confusion, Protocol, harmonic_iou
 from pipeline.segments import decode_label_map
 from pipeline.truth import Truths, read_label_map
 from schemas.annotation import LABELLED
@@ -15,18 +17,80 @@ from schemas.errors import SettingsError
 
 
 @dataclass(frozen=True)
+class MeanIoUs:
+    """Mean IoU under one protocol; seen, unseen, hIoU: None where the vocabulary has no flags."""
+
+    miou: float
+    seen_miou: float | None
+    unseen_miou: float | None
+    hiou: float | None
+    boundary_miou: float
+
+
+@dataclass(frozen=True)
 class EvaluateResult:
-    """Fractions; seen, unseen and hIoU are None where the vocabulary has no seen flags."""
+    """All metrics are fractions, and nan where no class or pixel enters them."""
 
     images: int  # labelled images that have a truth
     without_truth: int
     quarantined: int
-    miou: float
+    protocol: Protocol  # the one asked for
+    by_protocol: Mapping[Protocol, MeanIoUs]
     pixel_accuracy: float
-    seen_miou: float | None
-    unseen_miou: float | None
-    hiou: float | None
+    mean_accuracy: float
+    frequency_weighted_iou: float
     class_iou: Mapping[str, float]  # classes that occur in the truth
+
+    @property
+    def headline(self) -> MeanIoUs:
+        """The mean IoUs under the protocol that was asked for."""
+        return self.by_protocol[self.protocol]
+
+
+@dataclass(frozen=True, eq=False)
+class _Total:
+    """What images add up to."""
+
+    images: int
+    confusion: Confusion
+    boundary: BoundaryCounts
+
+    @classmethod
+    def zero(cls, num_classes: int) -> "_Total":
+        return cls(0, Confusion.zero(num_classes), BoundaryCounts.zero(num_classes))
+
+    @classmethod
+    def of(
+        cls, predicted_HW: NDArray[np.int32], truth_HW: NDArray[np.int32], num_classes: int
+    ) -> "_Total":
+        """Count one image; raises ValueError for maps that do not fit."""
+        return cls(
+            1,
+            Confusion.of(predicted_HW, truth_HW, num_classes),
+            BoundaryCounts.of(predicted_HW, truth_HW, num_classes),
+        )
+
+    def __add__(self, other: "_Total") -> "_Total":
+        return _Total(
+            self.images + other.images,
+            self.confusion + other.confusion,
+            self.boundary + other.boundary,
+        )
+
+    def means(self, seen: Sequence[bool] | None, protocol: Protocol) -> MeanIoUs:
+        """Return the mean IoUs under one protocol."""
+        seen_miou = unseen_miou = hiou = None
+        if seen is not None:
+            seen_miou = self.confusion.miou(seen, protocol)
+            unseen_miou = self.confusion.miou([not flag for flag in seen], protocol)
+            hiou = harmonic_iou(seen_miou, unseen_miou)
+        return MeanIoUs(
+            self.confusion.miou(protocol=protocol),
+            seen_miou,
+            unseen_miou,
+            hiou,
+            self.boundary.miou(protocol=protocol),
+        )
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
@@ -38,8 +102,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     manifest = read_manifest(config.dataset, config.version)
     truths = Truths.find(config.truth)
     vocabulary = manifest.vocabulary
-    total = Confusion.zero(len(vocabulary))
-    images = without_truth = 0
+    total = _Total.zero(len(vocabulary))
+    without_truth = 0
     columns = ["uri", "status", "height", "width", "segments"]
     for table in read_rows(config.dataset, manifest, columns):
         for row in table.to_pylist():
@@ -51,44 +115,24 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
                 continue
             predicted = decode_label_map(row["segments"], (row["height"], row["width"]))
             try:
-                total += Confusion.of(predicted, read_label_map(truth_path), len(vocabulary))
+                total += _Total.of(predicted, read_label_map(truth_path), len(vocabulary))
             except ValueError as error:
                 raise SettingsError(f"truth {truth_path}: {error}") from None
-            images += 1
-    if not images:
+    if not total.images:
         raise SettingsError(f"no labelled image of {config.dataset} has a truth in {config.truth}")
-    return _result(
-        total,
-        vocabulary.names,
-        vocabulary.seen,
-        (images, without_truth, manifest.counts.quarantined),
-    )
-
-
-def _result(
-    total: Confusion,
-    names: tuple[str, ...],
-    seen: tuple[bool, ...] | None,
-    accounted: tuple[int, int, int],
-) -> EvaluateResult:
-    seen_miou = unseen_miou = hiou = None
-    if seen is not None:
-        seen_miou = total.miou(seen)
-        unseen_miou = total.miou([not flag for flag in seen])
-        hiou = harmonic_iou(seen_miou, unseen_miou)
-    images, without_truth, quarantined = accounted
+    protocols: tuple[Protocol, ...] = get_args(Protocol)
     return EvaluateResult(
-        images=images,
+        images=total.images,
         without_truth=without_truth,
-        quarantined=quarantined,
-        miou=total.miou(),
-        pixel_accuracy=total.pixel_accuracy(),
-        seen_miou=seen_miou,
-        unseen_miou=unseen_miou,
-        hiou=hiou,
+        quarantined=manifest.counts.quarantined,
+        protocol=config.protocol,
+        by_protocol={name: total.means(vocabulary.seen, name) for name in protocols},
+        pixel_accuracy=total.confusion.pixel_accuracy(),
+        mean_accuracy=total.confusion.mean_accuracy(),
+        frequency_weighted_iou=total.confusion.frequency_weighted_iou(),
         class_iou={
             name: float(iou)
-            for name, iou in zip(names, total.iou(), strict=True)
+            for name, iou in zip(vocabulary.names, total.confusion.iou(), strict=True)
             if not np.isnan(iou)
         },
     )

@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -145,31 +147,44 @@ def show_vacuum(result: "VacuumResult", console: Console) -> int:
 
 
 def show_evaluate(result: "EvaluateResult", console: Console) -> int:
-    """Print the figures."""
+    """Print the figures, the protocol that was asked for first."""
+    protocols = sorted(result.by_protocol, key=lambda name: name != result.protocol)
     table = Table(title=f"{result.images} images", title_justify="left")
-    table.add_column("metric")
-    table.add_column("", justify="right")
-    named = {
-        "seen mIoU": result.seen_miou,
-        "unseen mIoU": result.unseen_miou,
-        "hIoU": result.hiou,
-        "mIoU": result.miou,
-        "pixel accuracy": result.pixel_accuracy,
+    table.add_column("mean over classes")
+    for protocol in protocols:
+        table.add_column(protocol, justify="right")
+    rows = {
+        "seen mIoU": "seen_miou",
+        "unseen mIoU": "unseen_miou",
+        "hIoU": "hiou",
+        "mIoU": "miou",
+        "boundary mIoU": "boundary_miou",
     }
-    for name, value in named.items():
-        if value is not None:
-            table.add_row(name, f"{value:.3f}")
+    for title, name in rows.items():
+        values = [getattr(result.by_protocol[protocol], name) for protocol in protocols]
+        if None not in values:
+            table.add_row(title, *(f"{value:.3f}" for value in values))
     console.print(table)
+    console.print(
+        f"mean accuracy {result.mean_accuracy:.3f}, pixel accuracy {result.pixel_accuracy:.3f}, "
+        f"frequency-weighted IoU {result.frequency_weighted_iou:.3f}",
+        highlight=False,
+        soft_wrap=True,
+    )
     _print_json(
         {
             "images": result.images,
             "without_truth": result.without_truth,
             "quarantined": result.quarantined,
-            "seen_miou": _rounded(result.seen_miou),
-            "unseen_miou": _rounded(result.unseen_miou),
-            "hiou": _rounded(result.hiou),
-            "miou": _rounded(result.miou),
+            "protocol": result.protocol,
+            **_rounded_all(asdict(result.headline)),
+            "mean_accuracy": _rounded(result.mean_accuracy),
             "pixel_accuracy": _rounded(result.pixel_accuracy),
+            "frequency_weighted_iou": _rounded(result.frequency_weighted_iou),
+            "by_protocol": {
+                protocol: _rounded_all(asdict(means))
+                for protocol, means in result.by_protocol.items()
+            },
         }
     )
     return 0
@@ -242,6 +257,10 @@ def show_models(result: "ModelsResult", console: Console) -> int:
 def _rounded(value: float | None) -> float | None:
     # nan, the mean over no class, has no place in JSON.
     return None if value is None or math.isnan(value) else round(value, 4)
+
+
+def _rounded_all(values: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {name: _rounded(value) for name, value in values.items()}
 
 
 def _print_json(values: dict[str, Any]) -> None:

@@ -211,7 +211,7 @@ def run_flow(
     try:
         rows.write_datasink(sink)
     except (ray.exceptions.RayError, ray.data.exceptions.RayDataUserCodeException) as error:
-        raise _cause(error) from None
+        raise _reported_error(board) or _cause(error) from None
     finally:
         stop.set()
         poller.join()
@@ -220,10 +220,11 @@ def run_flow(
 
 
 def _take_in(units: pa.Table, intake: Intake, board: Any) -> Iterator[pa.Table]:
-    for unit in units.to_pylist():
-        for table in intake(unit):
-            board.add.remote(intake.name, len(table))
-            yield conform(table, intake.schema)
+    with _reporting(board):
+        for unit in units.to_pylist():
+            for table in intake(unit):
+                board.add.remote(intake.name, len(table))
+                yield conform(table, intake.schema)
 
 
 def _attach(rows: ray.data.Dataset, placement: Placement, board: Any) -> ray.data.Dataset:
@@ -248,7 +249,8 @@ def _attach(rows: ray.data.Dataset, placement: Placement, board: Any) -> ray.dat
 
 def _run_stage(images: pa.Table, stage: Stage, board: Any) -> pa.Table:
     """Apply a stage, hold it to its schema, and count what has left it."""
-    result = conform(stage(images), stage.schema)
+    with _reporting(board):
+        result = conform(stage(images), stage.schema)
     board.add.remote(stage.name, len(result))
     return result
 
@@ -301,12 +303,37 @@ def _pool_class(name: str) -> type[_Worker]:
     return type(name.capitalize(), (_Worker,), {})
 
 
+@contextmanager
+def _reporting(board: Any) -> Iterator[None]:
+    """Tell the board what fails inside: on its way to the driver Ray Data loses the error."""
+    try:
+        yield
+    except Exception as error:
+        with suppress(ray.exceptions.RayError):
+            ray.get(board.report.remote(_told(error)), timeout=10)
+        raise
+
+
+def _reported_error(board: Any) -> SegmillError | None:
+    with suppress(ray.exceptions.RayError):
+        error: SegmillError | None = ray.get(board.reported.remote(), timeout=10)
+        return error
+    return None
+
+
 class _Board:
     """Actor that adds up how many images have left each stage, and knows what is at work."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
         self._at_work: dict[str, int] = {}
+        self._error: SegmillError | None = None
+
+    def report(self, error: SegmillError) -> None:
+        self._error = self._error or error
+
+    def reported(self) -> SegmillError | None:
+        return self._error
 
     def add(self, stage: str, images: int) -> None:
         self._counts[stage] = self._counts.get(stage, 0) + images
@@ -356,7 +383,8 @@ class _DatasetSink(Datasink):  # type: ignore[misc]  # Ray ships no types
         # A bundle may be larger than asked for: a whole block more.
         for start in range(0, len(rows), 2 * self._rows_per_part):
             share = rows.slice(start, 2 * self._rows_per_part)
-            parts.append(write_part(self._dataset, self._run_id, share))
+            with _reporting(self._board):
+                parts.append(write_part(self._dataset, self._run_id, share))
             self._board.add.remote("write", len(share))
         return parts
 
@@ -374,8 +402,15 @@ def _cause(error: BaseException) -> SegmillError:
         last = seen
         seen = getattr(seen, "cause", None) or seen.__cause__
     logger.warning("the run was cut short", exc_info=error)
+    return _told(last)
+
+
+def _told(error: BaseException) -> SegmillError:
+    """Return our own errors as they are, and any other in one line."""
+    if isinstance(error, SegmillError):
+        return error
     return SegmillError(
-        f"the run was cut short ({describe(last)}); what it finished is kept: run again to go on"
+        f"the run was cut short ({describe(error)}); what it finished is kept: run again to go on"
     )
 
 

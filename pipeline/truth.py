@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.resize import Size
 from schemas.errors import SettingsError
 
 _INDEX_MODES = frozenset({"L", "P", "I", "I;16"})
@@ -33,6 +34,20 @@ class Truths:
     def of(self, uri: str) -> Path | None:
         """Return the truth of an image, or None: of equal stems, the path that agrees furthest."""
         return matching(self.by_stem, uri)
+
+    def read(self, uri: str, size: Size) -> NDArray[np.int32]:
+        """Return the truth of an image of original `size`, (H, W).
+
+        Raises ValueError when it has none, one that cannot be read, or one of another size.
+        """
+        path = self.of(uri)
+        if path is None:
+            raise ValueError(f"{uri} has no truth")
+        truth_HW = read_indices(path)
+        if truth_HW.shape != size:
+            found, wanted = ("x".join(map(str, shape)) for shape in (truth_HW.shape, size))
+            raise ValueError(f"truth {path} is {found}, the image is {wanted} (height x width)")
+        return truth_HW
 
 
 def files_by_stem(directory: str, suffixes: Collection[str]) -> dict[str, list[Path]]:

@@ -6,6 +6,7 @@ SegmillError
 │   ├── SourceError      the images cannot be listed
 │   ├── OutputError      the dataset cannot be written or read
 │   └── ModelError       a model is unknown, absent, or does not fit its partner
+├── StoreUnavailableError  a store does not answer; what is done is kept, run again later
 ├── SchemaError          a stage returned other columns than it promised
 ├── LockedError          another run holds the dataset, exit code 3
 └── PublicationError     another run published this version first
@@ -36,6 +37,10 @@ class OutputError(SettingsError):
 
 class ModelError(SettingsError):
     """A model is unknown, its weights are absent, or it does not fit the other model."""
+
+
+class StoreUnavailableError(SegmillError):
+    """A store gave no image of a whole batch, after every attempt; another run may go on."""
 
 
 class SchemaError(SegmillError):

@@ -61,6 +61,22 @@ class Vocabulary(BaseModel):
             return None
         return tuple(bool(entry.seen) for entry in self.classes)
 
+    def flagged_seen_beyond(self, trained: Iterable[str]) -> tuple[str, ...]:
+        """Return the names flagged seen of which `trained` has neither the name nor a synonym.
+
+        Case and the width of blanks do not matter.
+        """
+        known = {_plain(name) for name in trained}
+        return tuple(
+            entry.name
+            for entry in self.classes
+            if entry.seen and known.isdisjoint(map(_plain, (entry.name, *entry.synonyms)))
+        )
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.casefold().split())
+
 
 def read_vocabulary(path: str | Path) -> Vocabulary:
     """Read a vocabulary file; `.yaml` and `.yml` are YAML, anything else is text.

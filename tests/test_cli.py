@@ -1,15 +1,18 @@
 """The command line: what is printed, and which exit code, when settings are wrong."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from jobs.cli import COMMANDS, main
 from jobs.settings import BadSettingsError, read_settings
+from pipeline.models.embedded import EMBEDDED_CLIP, EMBEDDED_PROPOSER
 from schemas.config import AnnotateConfig
 from tests.servers import S3Server, start_s3
 
@@ -93,14 +96,18 @@ def test_wrong_settings_are_one_line_and_exit_code_2(
         (["--clip", "ViT-B-16"], "needs clip_weights"),
         (["--clip", "ViT-B-16", "--clip-weights", "gone.safetensors"], "no such file"),
         (["--clip", "ViT-B-16", "--clip-weights", "opnai"], "openai"),
-        (["--clip", "ViT-B-16", "--clip-weights", "openai"], "512"),
+        (
+            ["--clip", "ViT-B-16", "--clip-weights", "openai"],
+            "'maskformer' has query embeddings of 128 dimensions, clip 'ViT-B-16' has 512",
+        ),
+        (["--proposer", "per-pixel"], "needs proposer_weights"),
         (["--prompts", "a photo of"], "no template set"),
         (["--short-edge", "900", "--long-edge", "100"], "900"),
     ],
     ids=[
         "unknown proposer", "no weights", "nothing to score with", "unknown classifier",
         "unknown architecture", "no tag", "no weight file", "unknown tag", "embedding sizes differ",
-        "unknown prompts", "edges in the wrong order",
+        "pixels without weights", "unknown prompts", "edges in the wrong order",
     ],
 )  # fmt: skip
 def test_unusable_models_are_found_before_any_work(
@@ -116,6 +123,58 @@ def test_unusable_models_are_found_before_any_work(
     assert main([*arguments, *flags]) == 2
     assert expected in complaint(capsys)
     assert not output.exists()
+
+
+def cut(source: Path, copy: Path) -> Path:
+    """Copy a model's directory without the end of its weights."""
+    shutil.copytree(source, copy)
+    (weights,) = copy.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    return copy
+
+
+@pytest.mark.parametrize("what", ["proposer", "clip", "clip file", "clip pickle"])
+def test_truncated_weights_are_found_before_any_work(
+    what: str, photos: Path, vocabulary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = cut(EMBEDDED_CLIP, tmp_path / "clip")
+    pickle = tmp_path / "clip.pt"
+    torch.save({"a": torch.zeros(9999)}, pickle)
+    pickle.write_bytes(pickle.read_bytes()[:-1000])
+    flags, file = {
+        "proposer": (
+            ["--proposer-weights", str(cut(EMBEDDED_PROPOSER, tmp_path / "proposer"))],
+            tmp_path / "proposer" / "model.safetensors",
+        ),
+        "clip": (["--clip", f"local-dir:{clip}"], clip / "open_clip_model.safetensors"),
+        "clip file": (
+            ["--clip", "RN50", "--clip-weights", str(clip / "open_clip_model.safetensors")],
+            clip / "open_clip_model.safetensors",
+        ),
+        "clip pickle": (["--clip", "RN50", "--clip-weights", str(pickle)], pickle),
+    }[what]
+    output = tmp_path / "labels"
+    arguments = ["annotate", str(photos), "--vocabulary", str(vocabulary), "--output", str(output)]
+    assert main([*arguments, *flags]) == 2
+    assert f"{file} is truncated or no file of weights" in complaint(capsys)
+    assert not output.exists()
+
+
+def test_a_class_flagged_seen_that_the_proposer_never_saw_is_one_line(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "flagged.txt"
+    file.write_text("Red circle [seen]\ncat [seen]\nroundel | orange circle [seen]\ndog\n")
+    output = tmp_path / "labels"
+    arguments = ["annotate", str(photos), "--vocabulary", str(file), "--output", str(output)]
+    assert main(arguments) == 2
+    message = complaint(capsys)
+    assert "flags 1 classes seen that proposer 'maskformer' was not trained on (cat)" in message
+    assert "it records 57 classes (red circle, red square" in message
+    assert not output.exists()
+    # A proposer that records nothing is not held to anything.
+    assert main([*arguments, "--proposer", "felzenszwalb", "--clip", "ViT-B-61"]) == 2
+    assert "ViT-B-16" in complaint(capsys)
 
 
 def test_a_missing_source_is_one_line(

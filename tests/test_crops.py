@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.models.crop_classifier import CropClassifier
 from pipeline.models.crops import CropSettings, crop_regions, expand_box, mask_boxes
 from tests.helpers import draw
 
@@ -178,3 +179,38 @@ def test_without_a_valid_mask_there_are_no_crops(photo, count):
 )
 def test_boxes_grow_as_in_the_reference(size, box, ratio, expanded):
     assert expand_box(box, ratio, size) == expanded
+
+
+class SmallMemory:
+    """A CLIP whose device holds few crops at once, and says so as torch does."""
+
+    side, mean, std = 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+    def __init__(self, capacity):
+        self.capacity, self.batches = capacity, []
+
+    def encode_crops(self, crops_N3SS, batch):
+        parts = []
+        for start in range(0, len(crops_N3SS), batch):
+            part = crops_N3SS[start : start + batch]
+            self.batches.append(len(part))
+            if len(part) > self.capacity:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            parts.append(part.flatten(1).mean(1, keepdim=True))
+        return torch.cat(parts)
+
+
+def test_crops_go_in_smaller_batches_where_the_gpu_is_too_small():
+    image_3HW = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8)
+    masks_QHW = torch.rand(11, 20, 30)
+    roomy, small = SmallMemory(100), SmallMemory(3)
+    (expected,) = CropClassifier(roomy, CropSettings(), 64).embed([(image_3HW, masks_QHW)])
+    classifier = CropClassifier(small, CropSettings(), 64)
+    (found,) = classifier.embed([(image_3HW, masks_QHW)])
+    assert torch.equal(found.clip_embeds_VD, expected.clip_embeds_VD)
+    assert small.batches == [11, 5, 2, 2, 2, 2, 2, 1]
+    small.batches.clear()
+    classifier.embed([(image_3HW, masks_QHW)])
+    assert max(small.batches) == 2  # what it learned stays
+    with pytest.raises(torch.OutOfMemoryError):
+        CropClassifier(SmallMemory(0), CropSettings(), 4).embed([(image_3HW, masks_QHW)])

@@ -80,14 +80,8 @@ def test_there_is_no_query_head():
     assert (found.query_embeds_QD, found.void_logits_Q) == (None, None)
 
 
-def test_its_card_needs_no_weights_and_refuses_them():
-    entry = find_proposer("felzenszwalb")
-    card = entry.describe(None)
-    assert (card.divisor, card.embedding_dim, card.weights_sha256) == (32, None, None)
-    with pytest.raises(ModelError, match="has no weights; proposer_weights is 'x'"):
-        entry.describe("x")
-
-
 def test_an_unknown_proposer_is_refused_with_those_there_are():
-    with pytest.raises(ModelError, match="no proposer 'maskrcnn'; there are contours, felz"):
+    with pytest.raises(
+        ModelError, match="no proposer 'maskrcnn'; there are contours, detectron2, felz"
+    ):
         find_proposer("maskrcnn")

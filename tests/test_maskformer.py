@@ -112,6 +112,14 @@ def test_every_weight_that_does_not_fit_is_named(model, tmp_path):
     )
 
 
+def test_truncated_weights_are_refused(model, tmp_path):
+    model.save(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(ModelError, match=f"{file} is truncated or no safetensors file"):
+        MaskFormer.load(tmp_path)
+
+
 def test_a_directory_without_weights_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"config\.json"):
         MaskFormer.load(tmp_path)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.models import find_proposer
 from pipeline.models.partition import (
     Borders,
     Merge,
@@ -13,9 +14,23 @@ from pipeline.models.partition import (
     owners,
     region_masks,
 )
+from schemas.errors import ModelError
 from tests.helpers import draw, draw_classes
 
 REGIONS = draw_classes("0011", "0221")
+
+
+@pytest.mark.parametrize(
+    "name, edges",
+    [("felzenszwalb", (320, 1280)), ("contours", (320, 1280)), ("selective-search", (640, 2560))],
+)
+def test_a_proposer_without_weights_refuses_them_by_its_own_name(name, edges):
+    entry = find_proposer(name)
+    card = entry.describe(None)
+    assert (card.short_edge, card.long_edge, card.divisor) == (*edges, 32)
+    assert (card.embedding_dim, card.weights_sha256) == (None, None)
+    with pytest.raises(ModelError, match=f"proposer {name} has no weights; .* is 'x'"):
+        entry.describe("x")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 70), (33, 31), (32, 64)], ids=str)

@@ -15,7 +15,7 @@ from schemas.annotation import (
     image_id,
     table_from_rows,
 )
-from tests.helpers import FINGERPRINTS
+from tests.classify import FINGERPRINTS
 
 
 def inventory(**etags):

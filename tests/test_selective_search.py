@@ -12,7 +12,6 @@ from pipeline.models.selective_search import (
     partition,
 )
 from pipeline.resize import padded_size
-from schemas.errors import ModelError
 from tests.helpers import draw_classes
 
 # The paper's least region of 1000 pixels is larger than the images here.
@@ -135,10 +134,5 @@ def test_the_same_image_gives_the_same_proposals_in_any_company():
     assert SelectiveSearch().propose([]) == []
 
 
-def test_its_card_needs_no_weights_and_refuses_them():
-    entry = find_proposer("selective-search")
-    card = entry.describe(None)
-    assert (card.divisor, card.embedding_dim, card.weights_sha256) == (32, None, None)
-    assert entry.load(None, "cpu") == SelectiveSearch()
-    with pytest.raises(ModelError, match="has no weights; proposer_weights is 'x'"):
-        entry.describe("x")
+def test_it_is_in_the_registry_under_its_name():
+    assert find_proposer("selective-search").load(None, "cpu") == SelectiveSearch()

@@ -1,6 +1,7 @@
 """The stages called directly, and all of them in a row, without Ray."""
 
 import io
+import shutil
 
 import fsspec
 import numpy as np
@@ -10,7 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 from PIL import Image
 
-import pipeline.stages.fetch
+import pipeline.fetching
 from pipeline.fusion import fuse, query_probs, region_probs
 from pipeline.masks import mask_probs, pack_logits
 from pipeline.models.clip import Clip, ClipSource
@@ -18,10 +19,7 @@ from pipeline.models.crops import CropSettings, crop_regions
 from pipeline.prompts import text_classifier
 from pipeline.resize import padded_size
 from pipeline.segments import decode_label_map
-from pipeline.stages.classify import Classify
-from pipeline.stages.embed import Embed
 from pipeline.stages.fetch import FetchDecode
-from pipeline.stages.label import Label
 from pipeline.stages.propose import Propose
 from pipeline.stages.rows import isolate, quarantine
 from schemas.annotation import (
@@ -37,13 +35,15 @@ from schemas.annotation import (
     image_id,
     table_from_rows,
 )
+from schemas.config import SourceSettings
 from schemas.errors import ModelError
 from schemas.vocabulary import Vocabulary
+from tests.classify import make_classify
 from tests.dataset_checks import check_rows
-from tests.helpers import FINGERPRINTS, save_tiny_clip, take_inventory
+from tests.helpers import save_tiny_clip, take_inventory
 
 NAMES = ("sky", "cat", "tree")
-FETCH = FetchDecode(short_edge=48, long_edge=96, max_image_bytes=50_000, max_image_pixels=100_000)
+FETCH = FetchDecode(48, 96, SourceSettings(max_image_bytes=50_000, max_image_pixels=100_000))
 PROPOSE = Propose("felzenszwalb", None, 32, "float16")
 
 
@@ -174,7 +174,7 @@ def test_an_empty_batch_passes_every_stage(classify):
 @pytest.fixture
 def flaky_store(monkeypatch):
     """A store under az:// that fails as many times as a file's name says."""
-    monkeypatch.setattr(pipeline.stages.fetch, "_FETCH_BACKOFF_S", 0.0)
+    monkeypatch.setattr(pipeline.fetching, "_BACKOFF_S", 0.0)
     asked = []
 
     class FlakyStore(MemoryFileSystem):
@@ -199,13 +199,13 @@ def test_a_fetch_that_fails_for_a_moment_is_tried_again(flaky_store):
     assert reasons(FETCH(inventory(*uris))) == {
         "good-0.png": None,
         "slow-2.png": None,
-        "dead-9.png": "fetch/unreadable",
+        "dead-9.png": "fetch/unavailable",
         "denied-0.png": "fetch/access_denied",
     }
     tries = {
         uri: sum(path.endswith(uri.rpartition("/")[2]) for path in flaky_store) for uri in uris
     }
-    assert list(tries.values()) == [1, 3, 3, 1]
+    assert list(tries.values()) == [1, 3, 4, 1]
 
 
 def numbered(count):
@@ -296,32 +296,12 @@ def text_KD(clip):
 @pytest.fixture
 def classify(clip, text_KD):
     def build(**changes):
-        shared = {"divisor": 32, "precision": "float16"}
-        embed = {
-            "classifier": "crops",
-            "clip": clip,
-            "crops": CropSettings(),
-            "crop_batch": 3,
-            "asks_clip": True,
-        }
-        label = {
-            "names": NAMES,
-            "seen": None,
-            "query_text_KD": text_KD,
-            "region_text_KD": text_KD,
-            "logit_scale": 100.0,
-            "keep_invalid": True,
-            "ensemble_weight": 0.8,
-            "min_score": 0.0,
-            "oracle_truth": None,
-            "fingerprints": FINGERPRINTS,
-            "run_id": "run",
-        }
-        keep = changes.pop("keep_embeddings", False)
-        for settings in (shared, embed, label):
-            settings |= {name: changes.pop(name) for name in tuple(changes) if name in settings}
-        assert not changes
-        return Classify(Embed(**embed, **shared), Label(**label, **shared), keep)
+        return make_classify(
+            changes.pop("clip", clip),
+            text_KD,
+            changes.pop("names", NAMES),
+            **{"crop_batch": 3, **changes},
+        )
 
     return build
 
@@ -591,8 +571,58 @@ def test_the_oracle_gives_each_proposal_its_true_class(quarters, classify):
     images, maps, regions_HW = quarters
     listed = take_inventory(str(images / "one.png"), ("png",)).images
     proposed = Propose("precomputed", str(maps), 32, "float16")(FETCH(listed))
-    row = classify(oracle_truth=str(maps), asks_clip=False)(proposed).to_pylist()[0]
+    row = classify(oracle_truth=str(maps))(proposed).to_pylist()[0]
     found_HW = decode_label_map(row["segments"], (60, 120))
     # Masks travel at a quarter of the resized image, so edges may move by a few pixels.
     assert (found_HW == regions_HW).mean() > 0.95
     assert {segment["label"] for segment in row["segments"]} == set(NAMES)
+
+
+@pytest.mark.parametrize("part", ["masks", "truth"])
+def test_a_map_of_another_size_is_a_bad_image_and_tells_both_sizes(quarters, classify, part):
+    """A truth that was resized to fit would be moved against its image."""
+    images, maps, regions_HW = quarters
+    Image.fromarray(regions_HW).save(maps / "two.png")
+    truth = maps.with_name("truth")
+    shutil.copytree(maps, truth)
+    file = (maps if part == "masks" else truth) / "two.png"
+    Image.fromarray(regions_HW[:, 20:]).save(file)
+    listed = take_inventory(str(images), ("png",)).images
+    proposed = Propose("precomputed", str(maps), 32, "float16")(FETCH(listed))
+    rows = by_name(classify(oracle_truth=str(truth))(proposed))
+    assert rows["one.png"]["status"] == LABELLED
+    assert rows["two.png"]["status"] == QUARANTINED
+    message = rows["two.png"]["error"]["message"]
+    sizes = {"masks": f"masks of {file} are 60x100", "truth": f"truth {file} is 60x100"}[part]
+    assert f"{sizes}, the image is 60x120" in message
+
+
+def test_an_image_without_a_readable_truth_is_a_bad_image(quarters, classify):
+    images, maps, regions_HW = quarters
+    Image.fromarray(regions_HW).save(maps / "two.png")
+    truth = maps.with_name("truth")
+    truth.mkdir()
+    shutil.copy(maps / "one.png", truth)
+    listed = take_inventory(str(images), ("png",)).images
+    proposed = Propose("precomputed", str(maps), 32, "float16")(FETCH(listed))
+    rows = by_name(classify(oracle_truth=str(truth))(proposed))
+    assert (rows["one.png"]["status"], rows["two.png"]["status"]) == (LABELLED, QUARANTINED)
+    assert "two.png has no truth" in rows["two.png"]["error"]["message"]
+    (truth / "two.png").write_bytes((truth / "one.png").read_bytes()[:-30])
+    rows = by_name(classify(oracle_truth=str(truth))(proposed))
+    assert "two.png cannot be read" in rows["two.png"]["error"]["message"]
+
+
+def test_a_batch_in_which_no_image_has_its_masks_or_truth_does_not_end_the_run(quarters, classify):
+    images, maps, regions_HW = quarters
+    (maps / "one.png").rename(maps / "elsewhere.png")
+    decoded = FETCH(take_inventory(str(images), ("png",)).images)
+    propose = Propose("precomputed", str(maps), 32, "float16")
+    assert set(reasons(propose(decoded)).values()) == {"propose/no_masks"}
+    masks = maps.with_name("masks")
+    masks.mkdir()
+    for name in ("one", "two"):
+        Image.fromarray(regions_HW).save(masks / f"{name}.png")
+    proposed = Propose("precomputed", str(masks), 32, "float16")(decoded)
+    labelled = conform(classify(oracle_truth=str(maps))(proposed), ANNOTATED)
+    assert set(reasons(labelled).values()) == {"label/no_truth"}

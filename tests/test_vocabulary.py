@@ -83,6 +83,14 @@ def test_flags_are_absent_or_one_per_class(read, content, expected):
     assert read("c.txt", content).seen == expected
 
 
+def test_a_flag_is_held_against_the_names_that_were_trained(read):
+    lines = "cat [seen]", "SOFA | Couch [seen]", "pot  plant[seen]", "dog", "tree [unseen]"
+    vocabulary = read("c.txt", "\n".join(lines))
+    assert vocabulary.flagged_seen_beyond(["couch", "Pot plant", "bird"]) == ("cat",)
+    assert vocabulary.flagged_seen_beyond(["cat", "sofa", "pot plant"]) == ()
+    assert vocabulary.flagged_seen_beyond([]) == ("cat", "SOFA", "pot  plant")
+
+
 @pytest.mark.parametrize(
     "content, line, words",
     [

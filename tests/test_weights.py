@@ -3,6 +3,8 @@
 import hashlib
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from pipeline.models.weights import sha256_of
 from schemas.errors import ModelError
@@ -42,3 +44,22 @@ def test_a_folder_has_another_hash_when_anything_in_it_changes(folder, change):
 def test_absent_weights_are_named(tmp_path):
     with pytest.raises(ModelError, match=r"no weights at .*absent"):
         sha256_of(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth", ".bin"])
+@pytest.mark.parametrize("cut", [1, 100, 4000])
+def test_a_truncated_file_has_no_hash(tmp_path, suffix, cut):
+    file = tmp_path / f"model{suffix}"
+    weights = {"a": torch.rand(1000), "b": torch.rand(500)}
+    save = save_file if suffix == ".safetensors" else torch.save
+    save(weights, file)
+    assert sha256_of(file)
+    file.write_bytes(file.read_bytes()[:-cut])
+    for path in (file, tmp_path):
+        with pytest.raises(ModelError, match=rf"model\{suffix} is truncated or no file of weights"):
+            sha256_of(path)
+
+
+def test_an_old_pickle_of_weights_has_a_hash(tmp_path):
+    torch.save({"a": torch.rand(3)}, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    assert sha256_of(tmp_path / "a.pt")

@@ -1,4 +1,4 @@
-"""What the tests of the transformers proposers share: two photos, a whole annotation of them."""
+"""What the tests of proposers by networks share: two photos, a whole annotation of them."""
 
 import numpy as np
 import pytest
@@ -7,17 +7,15 @@ from PIL import Image
 
 from pipeline.models import find_proposer
 from pipeline.models.clip import Clip, ClipSource
-from pipeline.models.crops import CropSettings
 from pipeline.prompts import text_classifier
-from pipeline.stages.classify import Classify
-from pipeline.stages.embed import Embed
 from pipeline.stages.fetch import FetchDecode
-from pipeline.stages.label import Label
 from pipeline.stages.propose import Propose
 from schemas.annotation import ANNOTATED, INVENTORY, LABELLED, conform, image_id, table_from_rows
+from schemas.config import SourceSettings
 from schemas.vocabulary import Vocabulary
+from tests.classify import make_classify
 from tests.dataset_checks import check_rows
-from tests.helpers import FINGERPRINTS, save_tiny_clip
+from tests.helpers import save_tiny_clip
 
 NAMES = ("sky", "cat", "tree")
 
@@ -38,22 +36,20 @@ def photo(height, width, seed=0):
     return image.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]
 
 
-def annotate_two_photos(proposer, weights, folder, edges=None):
+def annotate_two_photos(proposer, weights, folder, edges=None, modules=()):
     """Run fetch, propose and classify on two photos of different sizes; return how many proposals.
 
-    `edges` replaces the card's short and long edge.
+    `edges` replaces the card's short and long edge; `modules` are those to import first.
     """
-    card = find_proposer(proposer).describe(weights)
+    card = find_proposer(proposer, modules).describe(weights)
     rows = []
     for index, (height, width) in enumerate([(50, 90), (70, 40)]):
         path = folder / f"{index}.png"
         Image.fromarray(photo(height, width, index)).save(path)
         rows.append({"image_id": image_id(str(path)), "uri": str(path), "size_bytes": None})
     short_edge, long_edge = edges or (card.short_edge, card.long_edge)
-    fetch = FetchDecode(
-        short_edge=short_edge, long_edge=long_edge, max_image_bytes=10**6, max_image_pixels=10**6
-    )
-    propose = Propose(proposer, weights, card.divisor, "uint8")
+    fetch = FetchDecode(short_edge, long_edge, SourceSettings())
+    propose = Propose(proposer, weights, card.divisor, "uint8", modules)
     proposed = propose(fetch(table_from_rows(rows, INVENTORY)))
     annotated = conform(_classify(folder / "clip", card.divisor)(proposed), ANNOTATED).to_pylist()
     assert [row["status"] for row in annotated] == [LABELLED, LABELLED], annotated
@@ -65,20 +61,4 @@ def _classify(clip_folder, divisor):
     clip = ClipSource(save_tiny_clip(clip_folder))
     templates = ("a photo of a {}.",)
     text_KD = text_classifier(Clip.load(clip).encode_text, Vocabulary.of(NAMES), templates)
-    embed = Embed("crops", clip, CropSettings(), 16, True, divisor, "uint8")
-    label = Label(
-        names=NAMES,
-        seen=None,
-        query_text_KD=text_KD,
-        region_text_KD=text_KD,
-        logit_scale=100.0,
-        keep_invalid=True,
-        ensemble_weight=0.8,
-        min_score=0.0,
-        oracle_truth=None,
-        divisor=divisor,
-        precision="uint8",
-        fingerprints=FINGERPRINTS,
-        run_id="run",
-    )
-    return Classify(embed, label, keep_embeddings=False)
+    return make_classify(clip, text_KD, NAMES, divisor=divisor, precision="uint8")

@@ -6,16 +6,19 @@ Adding a model is one new file that defines an entry, and one line here.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.resize import Size
-from schemas.errors import ModelError
+from schemas.errors import ModelError, VocabularyError
+from schemas.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_NAMED: Final = 5  # classes named in one message
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class ProposerCard:
     embedding_dim: int | None  # of its query head; None: it has none
     weights_sha256: str | None  # None: it has no weights
     licence: str
+    seen_classes: tuple[str, ...] = ()  # names it was trained on; empty: it does not record them
+    proposes_masks: bool = True  # False: pixel embeddings instead, and `embedding_dim` is theirs
 
 
 class Proposer(Protocol):
@@ -61,13 +66,27 @@ class Lookup(Protocol):
         """
 
 
+@runtime_checkable
+class PixelEmbedder(Protocol):
+    """Arrays in, embeddings of every pixel out; no regions are proposed."""
+
+    def embed_pixels(self, images: Sequence[NDArray[np.uint8]]) -> "list[Tensor]":
+        """Return embeddings (D, h, w), at stride 4 over the padded image, of any length.
+
+        The RGB images (H, W, 3) share one padded size.
+        """
+
+
 @dataclass(frozen=True)
 class ProposerEntry:
     """One line of the registry: how to describe and how to load a proposer."""
 
     summary: str
     describe: Callable[[str | None], ProposerCard]  # weights -> card, loading no model
-    load: Callable[[str | None, str], Proposer | Lookup]  # weights, device -> proposer
+    # weights, device -> proposer
+    load: Callable[[str | None, str], Proposer | Lookup | PixelEmbedder]
+    # The same entry with Python modules to import first; None: it has no use for any.
+    with_modules: "Callable[[tuple[str, ...]], ProposerEntry] | None" = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +118,7 @@ def _lazy(module: str, name: str) -> Callable[[], Any]:
 
 PROPOSERS: Mapping[str, Callable[[], ProposerEntry]] = {
     "maskformer": _lazy("pipeline.models.maskformer_proposer", "MASKFORMER"),
+    "per-pixel": _lazy("pipeline.models.per_pixel", "PER_PIXEL"),
     "felzenszwalb": _lazy("pipeline.models.felzenszwalb", "FELZENSZWALB"),
     "selective-search": _lazy("pipeline.models.selective_search", "SELECTIVE_SEARCH"),
     "precomputed": _lazy("pipeline.models.precomputed", "PRECOMPUTED"),
@@ -106,6 +126,7 @@ PROPOSERS: Mapping[str, Callable[[], ProposerEntry]] = {
     "transformers": _lazy("pipeline.models.universal_segmenter", "UNIVERSAL_SEGMENTER"),
     "sam2": _lazy("pipeline.models.sam", "SAM2"),
     "sam3": _lazy("pipeline.models.sam", "SAM3"),
+    "detectron2": _lazy("pipeline.models.detectron2_proposer", "DETECTRON2"),
 }
 
 CLASSIFIERS: Mapping[str, Callable[[], ClassifierEntry]] = {
@@ -113,11 +134,40 @@ CLASSIFIERS: Mapping[str, Callable[[], ClassifierEntry]] = {
 }
 
 
-def find_proposer(name: str) -> ProposerEntry:
-    """Return the registry entry; raises ModelError that lists what there is."""
+def find_proposer(name: str, modules: tuple[str, ...] = ()) -> ProposerEntry:
+    """Return the registry entry, which imports `modules` before it describes or loads.
+
+    Raises ModelError that lists what there is, or where the proposer takes no modules.
+    """
     if name not in PROPOSERS:
         raise ModelError(f"there is no proposer {name!r}; there are {', '.join(sorted(PROPOSERS))}")
-    return PROPOSERS[name]()
+    entry = PROPOSERS[name]()
+    if not modules:
+        return entry
+    if entry.with_modules is None:
+        raise ModelError(
+            f"proposer {name} imports no modules; proposer_modules is {', '.join(modules)}"
+        )
+    return entry.with_modules(modules)
+
+
+def refuse_unseen(proposer: str, card: ProposerCard, vocabulary: Vocabulary) -> None:
+    """Raise VocabularyError when it flags a class seen that the proposer was not trained on.
+
+    The flag raises the weight of the proposer's own score, which such a class has no right to. A
+    class that was trained on and is not flagged is no error: to treat it as unseen is an ablation.
+    """
+    if not card.seen_classes:
+        return
+    wrong = vocabulary.flagged_seen_beyond(card.seen_classes)
+    if wrong:
+        more = ", ..." if len(wrong) > _NAMED else ""
+        raise VocabularyError(
+            f"the vocabulary flags {len(wrong)} classes seen that proposer {proposer!r} was not "
+            f"trained on ({', '.join(wrong[:_NAMED])}{more}); it records {len(card.seen_classes)} "
+            f"classes ({', '.join(card.seen_classes[:_NAMED])}, ...): flag others unseen, or give "
+            "the name that it was trained with as a synonym"
+        )
 
 
 def find_classifier(name: str) -> ClassifierEntry:

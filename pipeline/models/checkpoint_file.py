@@ -1,4 +1,4 @@
-"""Weights read from a .pth or .safetensors file, executing nothing that the file says."""
+"""Weights read from a .pth, .pkl or .safetensors file, executing nothing that the file says."""
 
 import re
 from collections.abc import Mapping
@@ -12,9 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pipeline.models.pickled import read_pickle
+from pipeline.models.weights import TORCH_SUFFIXES
 from schemas.errors import ModelError
 
-_TORCH_SUFFIXES: Final = (".pth", ".pt", ".bin")
+WEIGHT_SUFFIXES: Final = (".safetensors", *TORCH_SUFFIXES, ".pkl")
+
 _WEIGHT_ENTRIES: Final = ("model", "state_dict", "model_state_dict")
 
 
@@ -26,7 +29,12 @@ class WeightsFile:
     weights: dict[str, Tensor]
     entries: tuple[str, ...] = ()  # names beside the weights, such as optimizer
     iteration: int | None = None
-    has_versions: bool = False  # module versions, whose absence misleads the reference (spec B-1)
+    versions: Mapping[str, Any] | None = None  # of modules, as `state_dict()` records them
+
+    @property
+    def has_versions(self) -> bool:
+        """Whether it holds module versions, whose absence misleads the reference (spec B-1)."""
+        return self.versions is not None
 
 
 def read_weights(path: str | Path) -> WeightsFile:
@@ -39,12 +47,17 @@ def read_weights(path: str | Path) -> WeightsFile:
             return WeightsFile(path, load_file(path))
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} is truncated or no safetensors file: {error}") from None
-    if path.suffix not in _TORCH_SUFFIXES:
-        known = ", ".join((".safetensors", *_TORCH_SUFFIXES))
+    if path.suffix not in WEIGHT_SUFFIXES:
+        known = ", ".join(WEIGHT_SUFFIXES)
         raise ModelError(f"{path} is no kind of file that is read here; those are {known}")
-    content = _load_torch(path)
+    content = read_pickle(path) if path.suffix == ".pkl" else _load_torch(path)
     if not isinstance(content, Mapping):
         raise ModelError(f"{path} holds a {type(content).__name__}, not a mapping of weights")
+    if "blobs" in content:
+        raise ModelError(
+            f"{path} holds the blobs of a Caffe2 model, whose names detectron2 matches by guess; "
+            "load it with detectron2's DetectionCheckpointer and save it again"
+        )
     holder = next(
         (name for name in _WEIGHT_ENTRIES if isinstance(content.get(name), Mapping)), None
     )
@@ -55,7 +68,7 @@ def read_weights(path: str | Path) -> WeightsFile:
         {str(name): _tensor(value, str(name), path) for name, value in weights.items()},
         tuple(str(name) for name in content if name != holder) if holder else (),
         iteration if isinstance(iteration, int) else None,
-        hasattr(weights, "_metadata"),
+        getattr(weights, "_metadata", None),
     )
 
 
@@ -88,7 +101,10 @@ def _numpy_globals() -> list[Any]:
 
 def _tensor(value: Any, name: str, path: Path) -> Tensor:
     if isinstance(value, np.ndarray | np.generic):
-        value = torch.from_numpy(np.array(value))
+        try:
+            return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
+        except TypeError:  # texts, objects, long doubles
+            raise ModelError(f"{path}: {name} is an array of {value.dtype}, no tensor") from None
     if not isinstance(value, Tensor):
         raise ModelError(f"{path}: {name} is a {type(value).__name__}, not a tensor")
     return value

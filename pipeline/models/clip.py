@@ -1,11 +1,10 @@
 """CLIP through open_clip: loading, text vectors, image vectors.
 
-Dimension key: N prompts or crops, D embedding, S side of the square input, L tokens of a prompt,
-W width of the text tower.
+Dimension key: N prompts or crops, D embedding, S side of the square input.
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,13 +17,21 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from pipeline.models.embedded import EMBEDDED_CLIP
-from pipeline.models.weights import sha256_of
+from pipeline.models.prompted_names import PromptedNames
+from pipeline.models.weights import TORCH_SUFFIXES, sha256_of
 from pipeline.prompts import LearnedPrompt, Prompts, text_classifier
 from schemas.errors import ModelError
 from schemas.vocabulary import Vocabulary
 
+PRECISIONS: Final[Mapping[str, torch.dtype]] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
 _PROMPTS_PER_PASS: Final = 256
-_WEIGHT_SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".bin")
+_REASON_CHARS: Final = 300
+_WEIGHT_SUFFIXES: Final = (".safetensors", *TORCH_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -39,8 +46,8 @@ class ClipCard:
 class ClipSource:
     """Where a CLIP comes from: an architecture and a tag or file, hf-hub:ID, or local-dir:PATH.
 
-    `precision` is open_clip's: fp32, bf16 or fp16. `side` replaces the side of the square input
-    that the model was trained with; positions are then interpolated.
+    `precision`, a key of PRECISIONS, is what the towers are held and computed in. `side` replaces
+    the side of the square input that the model was trained with; positions are interpolated.
     """
 
     name: str
@@ -59,17 +66,66 @@ class ClipSource:
     def describe(self) -> ClipCard:
         """Return what must be known before loading; raises ModelError if it cannot be loaded."""
         self.check()
-        try:
-            embedding_dim = int(open_clip.get_model_config(self.name)["embed_dim"])
-        except Exception as error:  # the hub client raises many types
-            raise ModelError(f"cannot read the config of clip {self.name!r}: {error}") from None
+        embedding_dim = int(self.config()["embed_dim"])
         local = self.name.removeprefix("local-dir:") if self._is_local else self.weights
         path = Path(local) if local and (self._is_local or self._is_file) else None
         return ClipCard(embedding_dim, sha256_of(path) if path else None)
 
+    def config(self) -> dict[str, Any]:
+        """Return open_clip's config of the model.
+
+        Raises ModelError when it cannot be read, when the input is not square, and when it can not
+        have another side.
+        """
+        try:
+            config: dict[str, Any] = open_clip.get_model_config(self.name)
+            vision = config["vision_cfg"]
+            size = vision.get("image_size", 224)  # open_clip's default
+            sides = {size} if isinstance(size, int) else set(size)
+            int(config["embed_dim"])
+        except Exception as error:  # the hub client raises many types
+            raise ModelError(f"cannot read the config of clip {self.name!r}: {error}") from None
+        if len(sides) != 1:
+            raise ModelError(
+                f"clip {self.name!r} takes images of {' x '.join(map(str, size))}; crops are "
+                "square, so that only a clip with a square input can classify them"
+            )
+        if isinstance(vision.get("layers"), list) and self.side not in (None, *sides):
+            raise ModelError(
+                f"clip {self.name!r} is a ResNet whose pooling is made for a side of {size}; "
+                f"crop_side is {self.side}, and must be {size} or absent"
+            )
+        return config
+
+    def overrides(self) -> dict[str, Any]:
+        """Return what open_clip does not do by itself for these weights.
+
+        An architecture's name does not tell the activation that a tag was trained with. A file
+        does not tell mean and deviation of its images: they are what the tags of its architecture
+        agree on, or else OpenAI's.
+        """
+        if self._is_local or self._is_hub:
+            return {}
+        if not self._is_file:
+            tag = open_clip.get_pretrained_cfg(self.name, self.weights)
+            return {"force_quick_gelu": bool(tag.get("quick_gelu"))}
+        tags = [
+            open_clip.get_pretrained_cfg(self.name, tag)
+            for tag in open_clip.list_pretrained_tags_by_model(self.name)
+        ]
+        found = {(tuple(tag["mean"]), tuple(tag["std"])) for tag in tags}
+        if len(found) != 1:
+            return {}
+        mean, std = found.pop()
+        return {"force_preprocess_cfg": {"mean": mean, "std": std}}
+
     @property
     def _is_local(self) -> bool:
         return self.name.startswith("local-dir:")
+
+    @property
+    def _is_hub(self) -> bool:
+        return self.name.startswith("hf-hub:")
 
     @property
     def _is_file(self) -> bool:
@@ -82,7 +138,7 @@ class ClipSource:
             if not config.is_file():
                 raise ModelError(f"clip {self.name!r}: there is no {config}")
             return self._refuse_weights()
-        if self.name.startswith("hf-hub:"):
+        if self._is_hub:
             return self._refuse_weights()
         if self.name not in open_clip.list_models():
             raise ModelError(
@@ -115,20 +171,6 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known[:3])
 
 
-_Slot = tuple[int, NDArray[np.float32] | None]  # a token, and the vector that replaces its own
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A forward hook of the token embedding that puts learned vectors in their places."""
-
-    is_learned_NL1: Tensor
-    vectors_NLW: Tensor
-
-    def __call__(self, module: nn.Module, tokens: tuple[Tensor, ...], embeds_NLW: Tensor) -> Tensor:
-        return torch.where(self.is_learned_NL1, self.vectors_NLW.to(embeds_NLW.dtype), embeds_NLW)
-
-
 def text_vectors(clip: "Clip", vocabulary: Vocabulary, prompts: Prompts) -> NDArray[np.float32]:
     """Return the unit text vectors (K, D) of a vocabulary, from templates or a learned prompt."""
     learned = prompts.learned
@@ -146,7 +188,7 @@ class Clip:
         # open_clip ships no types, and encode_text and encode_image are not nn.Module's.
         self.model: Any = model.eval().requires_grad_(False)
         self._tokenizer = tokenizer
-        size = preprocess["size"]
+        size = preprocess["size"]  # an int, or a pair that ClipSource knows to be square
         self.side: int = int(size if isinstance(size, int) else size[0])
         self.mean: tuple[float, ...] = tuple(preprocess["mean"])
         self.std: tuple[float, ...] = tuple(preprocess["std"])
@@ -155,24 +197,25 @@ class Clip:
     def load(cls, source: ClipSource, device: str = "cpu") -> "Clip":
         """Load by open_clip; raises ModelError with the source's name when that fails."""
         source.check()
+        source.config()
         try:
             model = open_clip.create_model(
                 source.name,
                 pretrained=source.weights,
-                precision=source.precision,
                 force_image_size=source.side,
-                device=device,
                 require_pretrained=True,
                 weights_only=True,
+                **source.overrides(),
             )
             tokenizer = open_clip.get_tokenizer(source.name)
         except Exception as error:  # open_clip, hub client and torch raise many types
-            reason = (str(error).strip().splitlines() or [""])[0]
+            weights = "its own weights" if source.weights is None else f"weights {source.weights!r}"
+            reason = " ".join(str(error).split())[:_REASON_CHARS]
             raise ModelError(
-                f"cannot load clip {source.name!r} with weights {source.weights!r}: "
-                f"{type(error).__name__}: {reason}"
+                f"cannot load clip {source.name!r} with {weights}: {type(error).__name__}: {reason}"
             ) from error
-        return cls(model, tokenizer, open_clip.get_model_preprocess_cfg(model))
+        _lower(model, PRECISIONS[source.precision])
+        return cls(model.to(device), tokenizer, open_clip.get_model_preprocess_cfg(model))
 
     @property
     def device(self) -> torch.device:
@@ -182,82 +225,28 @@ class Clip:
 
     @property
     def logit_scale(self) -> float:
-        """What the model learned to multiply its cosines by."""
+        """What the model learned to multiply its cosines by.
+
+        The bias that a SigLIP adds to them is left out: it is the same for every class, and a
+        softmax over classes does not see it.
+        """
         return float(self.model.logit_scale.exp().mean())
 
     @torch.inference_mode()
     def encode_text(self, prompts: Sequence[str]) -> NDArray[np.float32]:
         """Return unit vectors (N, D) of the prompts."""
-        parts = []
-        for start in range(0, len(prompts), _PROMPTS_PER_PASS):
-            tokens = self._tokenizer(list(prompts[start : start + _PROMPTS_PER_PASS]))
-            parts.append(normalize(self.model.encode_text(tokens.to(self.device)).float(), dim=1))
-        vectors: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
-        return vectors
+        return _in_passes(
+            lambda texts: self.model.encode_text(self._tokenizer(texts).to(self.device)), prompts
+        )
 
     @torch.inference_mode()
     def encode_names(self, names: Sequence[str], prompt: LearnedPrompt) -> NDArray[np.float32]:
         """Return unit vectors (N, D) of class names inside a learned prompt (spec 1.4).
 
-        The sequence is start, prefix, name, suffix, full stop, end, padding; positions are added
-        to it as to any text, and the feature is read at the end token. Raises ModelError when
-        the prompt is of another width than the text tower, or a name is too long for it.
+        Raises ModelError when the prompt does not fit the text tower, or a name is too long.
         """
-        tower = getattr(self.model, "text", self.model)
-        if "argmax" not in (getattr(tower, "pool_type", ""), getattr(tower, "text_pool_type", "")):
-            raise ModelError("a learned prompt needs a clip that reads its text at the end token")
-        embedding: nn.Embedding = tower.token_embedding
-        if prompt.width != embedding.embedding_dim:
-            raise ModelError(
-                f"the learned prompt has vectors of {prompt.width} dimensions, the text tower of "
-                f"the clip {embedding.embedding_dim}; a prompt fits the clip it was learned with"
-            )
-        rows = [self._slots(name, prompt) for name in names]
-        parts = [
-            self._encode_slots(rows[start : start + _PROMPTS_PER_PASS], embedding)
-            for start in range(0, len(rows), _PROMPTS_PER_PASS)
-        ]
-        vectors: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
-        return vectors
-
-    def _encode_slots(self, rows: Sequence[list[_Slot]], embedding: nn.Embedding) -> Tensor:
-        tokens_NL = torch.tensor([[token for token, _ in row] for row in rows])
-        learned_NL1 = torch.tensor([[[vector is not None] for _, vector in row] for row in rows])
-        none_W = np.zeros(embedding.embedding_dim, np.float32)
-        vectors_NLW = np.stack(
-            [[none_W if vector is None else vector for _, vector in row] for row in rows]
-        )
-        place = _Place(learned_NL1.to(self.device), torch.from_numpy(vectors_NLW).to(self.device))
-        hook = embedding.register_forward_hook(place)
-        try:
-            return normalize(self.model.encode_text(tokens_NL.to(self.device)).float(), dim=1)
-        finally:
-            hook.remove()
-
-    def _slots(self, name: str, prompt: LearnedPrompt) -> list[_Slot]:
-        """Return the sequence of one class name, as long as the text tower's context."""
-        start, *words, end = self._word_ids(name)
-        stop = self._word_ids(".")[-2]  # some tokenizers put a word boundary before it
-        signals = prompt.signals
-        slots: list[_Slot] = [
-            (start, signals.get("start_signal")),
-            *((0, vector) for vector in prompt.prefix_PW),
-            *((word, None) for word in words),
-            *((0, vector) for vector in prompt.suffix_PW),
-            (stop, signals.get("dot_signal")),
-            (end, signals.get("end_signal")),
-        ]
-        free = self._tokenizer.context_length - len(slots)
-        if free < 0:
-            raise ModelError(
-                f"class {name!r} is at least {-free} tokens too long for the learned prompt"
-            )
-        return slots + [(0, signals.get("pad_signal"))] * free
-
-    def _word_ids(self, text: str) -> list[int]:
-        """Return the token ids from the start to the end token, which has the highest id."""
-        ids = self._tokenizer([text])[0]
-        return list(map(int, ids[: int(ids.argmax()) + 1]))
+        prompted = PromptedNames.of(self.model, self._tokenizer, prompt)
+        return _in_passes(prompted.encode, names)
 
     @torch.inference_mode()
     def encode_crops(self, crops_N3SS: Tensor, batch: int) -> Tensor:
@@ -270,3 +259,25 @@ class Clip:
             for start in range(0, len(crops_N3SS), batch)
         ]
         return torch.cat(parts) if parts else crops_N3SS.new_zeros((0, 0))
+
+
+def _lower(model: Any, dtype: torch.dtype) -> None:
+    """Cast a whole model in place, whatever its towers are.
+
+    open_clip's own casting leaves the normalisations of its own towers in float32, and with them
+    breaks CoCa's and those of transformers. The scale stays: three digits of its logarithm would
+    change it by a per cent.
+    """
+    scale = model.logit_scale.detach().clone()
+    model.to(dtype)
+    model.logit_scale.data = scale
+
+
+def _in_passes(encode: Callable[[list[str]], Tensor], texts: Sequence[str]) -> NDArray[np.float32]:
+    """Return the features of all texts as unit vectors (N, D)."""
+    parts = [
+        normalize(encode(list(texts[start : start + _PROMPTS_PER_PASS])).float(), dim=1)
+        for start in range(0, len(texts), _PROMPTS_PER_PASS)
+    ]
+    vectors: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
+    return vectors

@@ -8,6 +8,7 @@ of its levels. Dimension key: H W image, R regions, E pairs of neighbours.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -16,9 +17,8 @@ from scipy.ndimage import gaussian_gradient_magnitude
 from skimage.color import rgb2lab
 from skimage.segmentation import watershed
 
-from pipeline.models import Proposals, ProposerCard, ProposerEntry
+from pipeline.models import Proposals, ProposerEntry
 from pipeline.models.partition import (
-    DIVISOR,
     Borders,
     Merge,
     distinct,
@@ -26,8 +26,8 @@ from pipeline.models.partition import (
     merge_greedily,
     owners,
     region_masks,
+    weight_free_card,
 )
-from schemas.errors import ModelError
 
 # The contour of a small region counts for less, by this power of its share of the image. Chosen on
 # 24 photographs of BSDS500: without it the coarse levels are specks in one large region.
@@ -151,21 +151,8 @@ class _Contoured:
             self.borders[part].clear()
 
 
-def _describe(weights: str | None) -> ProposerCard:
-    if weights is not None:
-        raise ModelError(f"proposer contours has no weights; proposer_weights is {weights!r}")
-    return ProposerCard(
-        short_edge=320,
-        long_edge=1280,
-        divisor=DIVISOR,
-        embedding_dim=None,
-        weights_sha256=None,
-        licence="BSD-3-Clause (scikit-image)",
-    )
-
-
 CONTOURS: Final = ProposerEntry(
     summary="weight-free: a hierarchy of regions by contour strength (scikit-image)",
-    describe=_describe,
+    describe=partial(weight_free_card, "contours", short_edge=320),
     load=lambda weights, device: Contours(),
 )

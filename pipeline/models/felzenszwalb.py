@@ -5,6 +5,7 @@ the regions of all scales, largest first. Dimension key: H W image.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -12,9 +13,8 @@ import torch
 from numpy.typing import NDArray
 from skimage.segmentation import felzenszwalb
 
-from pipeline.models import Proposals, ProposerCard, ProposerEntry
-from pipeline.models.partition import DIVISOR, distinct, grid_logits, region_masks
-from schemas.errors import ModelError
+from pipeline.models import Proposals, ProposerEntry
+from pipeline.models.partition import distinct, grid_logits, region_masks, weight_free_card
 
 _SCALES: Final = (100.0, 400.0, 1600.0)  # larger scale, larger regions
 _MIN_REGION_FRACTION: Final = 1 / 400
@@ -40,21 +40,8 @@ def _mask_logits(image_HW3: NDArray[np.uint8]) -> torch.Tensor:
     return grid_logits(np.stack(largest))
 
 
-def _describe(weights: str | None) -> ProposerCard:
-    if weights is not None:
-        raise ModelError(f"proposer felzenszwalb has no weights; proposer_weights is {weights!r}")
-    return ProposerCard(
-        short_edge=320,
-        long_edge=1280,
-        divisor=DIVISOR,
-        embedding_dim=None,
-        weights_sha256=None,
-        licence="BSD-3-Clause (scikit-image)",
-    )
-
-
 FELZENSZWALB: Final = ProposerEntry(
     summary="weight-free: graph-based regions at three scales (scikit-image)",
-    describe=_describe,
+    describe=partial(weight_free_card, "felzenszwalb", short_edge=320),
     load=lambda weights, device: Felzenszwalb(),
 )

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.models import ProposerCard
 from pipeline.resize import padded_size
+from schemas.errors import ModelError
 
 DIVISOR: Final = 32  # images are padded to a multiple of this, the same as a MaskFormer's
 
@@ -20,6 +22,20 @@ _STRIDE: Final = 4  # of the mask grid
 # A cell is inside to the share that the region covers; the share is kept off 0 and 1 so that its
 # logit is finite.
 _MARGIN: Final = 0.01
+
+
+def weight_free_card(name: str, weights: str | None, *, short_edge: int) -> ProposerCard:
+    """Return the card of a proposer of scikit-image; raises ModelError when it is given weights."""
+    if weights is not None:
+        raise ModelError(f"proposer {name} has no weights; proposer_weights is {weights!r}")
+    return ProposerCard(
+        short_edge=short_edge,
+        long_edge=4 * short_edge,
+        divisor=DIVISOR,
+        embedding_dim=None,
+        weights_sha256=None,
+        licence="BSD-3-Clause (scikit-image)",
+    )
 
 
 def grid_logits(masks_QHW: NDArray[np.bool_]) -> torch.Tensor:

@@ -6,6 +6,7 @@ colour, texture and fill. Dimension key: H W image, R regions, B bins of all his
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -14,16 +15,15 @@ from skimage.color import rgb2hsv
 from skimage.feature import local_binary_pattern
 from skimage.segmentation import felzenszwalb
 
-from pipeline.models import Proposals, ProposerCard, ProposerEntry
+from pipeline.models import Proposals, ProposerEntry
 from pipeline.models.partition import (
-    DIVISOR,
     Borders,
     grid_logits,
     merge_greedily,
     owners,
     region_masks,
+    weight_free_card,
 )
-from schemas.errors import ModelError
 
 _CHANNELS: Final = 3
 
@@ -167,23 +167,9 @@ def _boxes(regions_HW: NDArray[np.integer], num_regions: int) -> NDArray[np.int6
     return boxes_R4
 
 
-def _describe(weights: str | None) -> ProposerCard:
-    if weights is not None:
-        raise ModelError(
-            f"proposer selective-search has no weights; proposer_weights is {weights!r}"
-        )
-    return ProposerCard(
-        short_edge=640,  # what the paper's pixel counts are meant for
-        long_edge=2560,
-        divisor=DIVISOR,
-        embedding_dim=None,
-        weights_sha256=None,
-        licence="BSD-3-Clause (scikit-image)",
-    )
-
-
 SELECTIVE_SEARCH: Final = ProposerEntry(
     summary="weight-free: selective search, a partition by likeness (scikit-image)",
-    describe=_describe,
+    # 640 is the size that the paper's pixel counts are meant for.
+    describe=partial(weight_free_card, "selective-search", short_edge=640),
     load=lambda weights, device: SelectiveSearch(),
 )

@@ -13,10 +13,11 @@ import pyarrow as pa
 from torch import Tensor
 
 from pipeline.masks import Precision, pack_logits
-from pipeline.models import Lookup, Proposer, find_proposer
+from pipeline.models import Lookup, PixelEmbedder, Proposals, Proposer, find_proposer
 from pipeline.models.device import pick_device
+from pipeline.pixels import pack_pixels
 from pipeline.resize import Size, padded_size
-from pipeline.stages.rows import Row, image_of, is_quarantined, isolate
+from pipeline.stages.rows import Row, image_of, is_quarantined, isolate, quarantine
 from schemas.annotation import PROPOSED, table_from_rows
 
 
@@ -31,11 +32,12 @@ class Propose:
     weights: str | None
     divisor: int
     precision: Precision
+    modules: tuple[str, ...] = ()
 
     @cached_property
-    def model(self) -> Proposer | Lookup:
+    def model(self) -> Proposer | Lookup | PixelEmbedder:
         """The proposer, loaded at first use."""
-        return find_proposer(self.proposer).load(self.weights, pick_device())
+        return find_proposer(self.proposer, self.modules).load(self.weights, pick_device())
 
     def __call__(self, images: pa.Table, /) -> pa.Table:
         """Return the proposals; images of one padded size share a forward pass."""
@@ -54,33 +56,39 @@ class Propose:
         return table_from_rows(rows, PROPOSED)
 
     def _propose(self, rows: Sequence[Row]) -> list[Row]:
-        proposed = []
         model = self.model
+        if isinstance(model, PixelEmbedder):
+            embeds = model.embed_pixels([image_of(row) for row in rows])
+            return [self._with_pixels(*pair) for pair in zip(rows, embeds, strict=True)]
         if isinstance(model, Lookup):
-            found_per_image = [
-                model.look_up(
-                    row["uri"],
-                    (row["height"], row["width"]),
-                    (row["image_height"], row["image_width"]),
-                )
-                for row in rows
-            ]
-        else:
-            found_per_image = model.propose([image_of(row) for row in rows])
-        for row, found in zip(rows, found_per_image, strict=True):
-            packed = pack_logits(found.mask_logits_Qhw, self.precision)
-            proposed.append(
-                {
-                    **row,
-                    "mask_logits": packed.tobytes(),
-                    "n_proposals": packed.shape[0],
-                    "mask_height": packed.shape[1],
-                    "mask_width": packed.shape[2],
-                    "query_embeds": _to_bytes(found.query_embeds_QD),
-                    "void_logits": _to_bytes(found.void_logits_Q),
-                }
-            )
-        return proposed
+            return [self._look_up(model, row) for row in rows]
+        found = model.propose([image_of(row) for row in rows])
+        return [self._packed(*pair) for pair in zip(rows, found, strict=True)]
+
+    def _look_up(self, model: Lookup, row: Row) -> Row:
+        size = (row["height"], row["width"])
+        try:
+            found = model.look_up(row["uri"], size, (row["image_height"], row["image_width"]))
+        except ValueError as error:  # of this image alone, even where all images of a batch fail
+            return quarantine(row, self.name, "no_masks", str(error))
+        return self._packed(row, found)
+
+    def _packed(self, row: Row, found: Proposals) -> Row:
+        packed = pack_logits(found.mask_logits_Qhw, self.precision)
+        return {
+            **row,
+            "mask_logits": packed.tobytes(),
+            "n_proposals": packed.shape[0],
+            "mask_height": packed.shape[1],
+            "mask_width": packed.shape[2],
+            "query_embeds": _to_bytes(found.query_embeds_QD),
+            "void_logits": _to_bytes(found.void_logits_Q),
+        }
+
+    def _with_pixels(self, row: Row, embeds_Dhw: Tensor) -> Row:
+        packed = pack_pixels(embeds_Dhw, self.precision)
+        grid = {"mask_height": packed.shape[1], "mask_width": packed.shape[2]}
+        return {**row, **grid, "pixel_embeds": packed.tobytes()}
 
 
 def _to_bytes(values: Tensor | None) -> bytes | None:

@@ -26,7 +26,7 @@ def poly(step: int, steps: int, power: float = 0.9, floor: float = 0.0) -> float
 
     Step 0 has factor 1; there is no warm-up.
     """
-    return max(floor, (1 - step / steps) ** power)
+    return max(floor, math.pow(1 - step / steps, power))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

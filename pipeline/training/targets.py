@@ -50,7 +50,7 @@ def class_masks(positions_HW: Tensor, num_classes: int, padded: Size) -> tuple[T
     padding at the right and bottom: the losses hold both against every matched query.
     """
     height, width = positions_HW.shape
-    present_M = positions_HW.unique().long()
+    present_M = torch.unique(positions_HW).long()
     present_M = present_M[(present_M >= 0) & (present_M < num_classes)]
     masks_MHW = (positions_HW[None] == present_M[:, None, None]).float()
     return present_M, pad(masks_MHW, (0, padded[1] - width, 0, padded[0] - height))

@@ -1,0 +1,173 @@
+"""A published dataset against truths, by hand: both protocols, and what does not fit."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from jobs.cli import main
+from jobs.evaluate import evaluate
+from pipeline.dataset import publish
+from pipeline.metrics import BoundaryCounts
+from pipeline.parts import write_images
+from pipeline.segments import encode_segments
+from schemas.annotation import ANNOTATED, LABELLED, QUARANTINED, image_id
+from schemas.config import EvaluateConfig
+from schemas.errors import SettingsError
+from schemas.manifest import Counts
+from schemas.vocabulary import Vocabulary, VocabularyClass
+from tests.helpers import draw_classes
+from tests.test_manifest import MANIFEST
+
+NAMES = ("sky", "cat", "tree", "sofa")
+# Predicted, truth. Tree is predicted but in no truth, sofa occurs nowhere.
+PAIRS = {
+    "one": (draw_classes("0012", "0.12"), draw_classes("0011", "0111")),
+    "two": (draw_classes("00", "11", "11"), draw_classes("00", "01", "11")),
+}
+HITS, TRUE, PREDICTED = (3 + 2, 2 + 3), (3 + 3, 5 + 3), (3 + 2, 2 + 4)
+IOU = [
+    hits / (true + predicted - hits)
+    for hits, true, predicted in zip(HITS, TRUE, PREDICTED, strict=True)
+]
+
+
+def vocabulary(flags):
+    classes = [VocabularyClass(name=n, seen=f) for n, f in zip(NAMES, flags, strict=True)]
+    return Vocabulary(classes=tuple(classes))
+
+
+def row(name, predicted_HW):
+    height, width = predicted_HW.shape
+    scores_HW = np.full(predicted_HW.shape, 0.5, np.float32)
+    return {
+        "image_id": image_id(name), "uri": f"file:///photos/{name}.jpg", "fingerprint": "f",
+        "run_id": "run", "n_proposals": 3, "height": height, "width": width, "status": LABELLED,
+        "segments": encode_segments(predicted_HW, scores_HW, NAMES, 0.0),
+    }  # fmt: skip
+
+
+@pytest.fixture
+def truth(tmp_path):
+    folder = tmp_path / "truth"
+    folder.mkdir()
+    for name, (_, truth_HW) in PAIRS.items():
+        Image.fromarray(truth_HW.astype(np.uint8)).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Publish the pairs, an image without truth and a quarantined one; return a function."""
+
+    def build(flags=(True, False, False, True)):
+        output = str(tmp_path / f"labels{sum(map(bool, flags))}")
+        rows = [row(name, predicted) for name, (predicted, _) in PAIRS.items()]
+        rows.append(row("lonely", draw_classes("0")))
+        error = {"stage": "decode", "code": "corrupt", "message": "why"}
+        bad = {"status": QUARANTINED, "segments": [], "error": error}
+        rows.append(row("bad", draw_classes("0")) | bad)
+        files = [
+            write_images(output, "run", pa.Table.from_pylist(chunk, schema=ANNOTATED))
+            for chunk in (rows[:1], rows[1:])
+        ]
+        counts = Counts(inventory=4, labelled=3, quarantined=1, reasons={})
+        changes = {"images": tuple(files), "vocabulary": vocabulary(flags), "counts": counts}
+        publish(output, MANIFEST.model_copy(update={**changes, "version": 1}))
+        return output
+
+    return build
+
+
+def test_both_protocols_are_returned_and_the_wanted_one_is_the_headline(dataset, truth):
+    labels = dataset()
+    found = evaluate(EvaluateConfig(dataset=labels, truth=str(truth)))
+    assert (found.images, found.without_truth, found.quarantined) == (2, 1, 1)
+    # Tree, which is predicted only, counts as 0 in the paper's protocol, not in detectron2's.
+    reference, detectron2 = found.by_protocol["reference"], found.by_protocol["detectron2"]
+    assert reference.miou == pytest.approx(sum(IOU) / 3)
+    assert detectron2.miou == pytest.approx(sum(IOU) / 2)
+    assert (reference.seen_miou, detectron2.seen_miou) == pytest.approx((IOU[0], IOU[0]))
+    assert (reference.unseen_miou, detectron2.unseen_miou) == pytest.approx((IOU[1] / 2, IOU[1]))
+    for means in (reference, detectron2):
+        harmonic = 2 / (1 / means.seen_miou + 1 / means.unseen_miou)
+        assert means.hiou == pytest.approx(harmonic)
+    assert found.headline is reference
+    other = evaluate(EvaluateConfig(dataset=labels, truth=str(truth), protocol="detectron2"))
+    assert other.headline == detectron2
+    assert other.by_protocol == found.by_protocol
+
+
+def test_metrics_of_pixels_are_of_all_images_together(dataset, truth):
+    found = evaluate(EvaluateConfig(dataset=dataset(), truth=str(truth)))
+    assert found.pixel_accuracy == pytest.approx(sum(HITS) / sum(TRUE))
+    assert found.mean_accuracy == pytest.approx((HITS[0] / TRUE[0] + HITS[1] / TRUE[1]) / 2)
+    weighted = (TRUE[0] * IOU[0] + TRUE[1] * IOU[1]) / sum(TRUE)
+    assert found.frequency_weighted_iou == pytest.approx(weighted)
+    assert found.class_iou == pytest.approx(dict(zip(NAMES, IOU, strict=False)))
+
+
+def test_boundaries_add_up_over_images(dataset, truth):
+    found = evaluate(EvaluateConfig(dataset=dataset(), truth=str(truth)))
+    counts = [BoundaryCounts.of(*pair, len(NAMES)) for pair in PAIRS.values()]
+    total = counts[0] + counts[1]
+    for protocol, means in found.by_protocol.items():
+        assert means.boundary_miou == pytest.approx(total.miou(protocol=protocol))
+    assert found.headline.boundary_miou < found.by_protocol["detectron2"].boundary_miou
+
+
+def test_a_vocabulary_without_flags_has_no_seen_and_unseen(dataset, truth):
+    found = evaluate(EvaluateConfig(dataset=dataset((None,) * 4), truth=str(truth)))
+    for means in found.by_protocol.values():
+        assert (means.seen_miou, means.unseen_miou, means.hiou) == (None, None, None)
+        assert means.miou > 0
+
+
+@pytest.mark.parametrize("protocol, other", [("detectron2", "reference"), ("reference", "detect")])
+def test_the_command_names_the_protocol_of_its_figures(dataset, truth, capsys, protocol, other):
+    assert main(["evaluate", dataset(), "--truth", str(truth), "--protocol", protocol]) == 0
+    captured = capsys.readouterr()
+    line = json.loads(captured.out.strip().splitlines()[-1])
+    assert line["protocol"] == protocol
+    assert line["miou"] == line["by_protocol"][protocol]["miou"]
+    assert line["miou"] == round(sum(IOU) / (3 if protocol == "reference" else 2), 4)
+    assert line["by_protocol"].keys() == {"reference", "detectron2"}
+    header = next(text for text in captured.err.splitlines() if "mean over classes" in text)
+    assert header.index(protocol) < header.index(other)
+
+
+def test_a_class_list_without_a_truth_has_no_figure_in_json(dataset, truth, capsys):
+    """A mean over no class is nan, which JSON does not have."""
+    assert main(["evaluate", dataset((True, True, True, False)), "--truth", str(truth)]) == 0
+    line = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert (line["unseen_miou"], line["hiou"]) == (None, None)
+    assert line["seen_miou"] is not None
+
+
+def test_a_protocol_that_there_is_not_is_refused(dataset, truth, capsys):
+    assert main(["evaluate", "labels", "--truth", str(truth), "--protocol", "coco"]) == 2
+    message = capsys.readouterr().err
+    assert "coco" in message and "reference" in message and "detectron2" in message
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda truth_HW: truth_HW[:1], r"one\.png: prediction is \(2, 4\), truth is \(1, 4\)"),
+        (lambda truth_HW: truth_HW + 4, r"one\.png: truth holds .* 5\], there are 4 classes"),
+    ],
+    ids=["other size", "larger index"],
+)
+def test_a_truth_that_does_not_fit_is_named_with_both_sides(dataset, truth, change, words):
+    Image.fromarray(change(PAIRS["one"][1]).astype(np.uint8)).save(truth / "one.png")
+    with pytest.raises(SettingsError, match=words):
+        evaluate(EvaluateConfig(dataset=dataset(), truth=str(truth)))
+
+
+def test_a_truth_for_no_image_is_refused(dataset, truth):
+    for file in truth.iterdir():
+        file.rename(file.with_stem(f"x{file.stem}"))
+    with pytest.raises(SettingsError, match=r"no labelled image of .* has a truth in"):
+        evaluate(EvaluateConfig(dataset=dataset(), truth=str(truth)))

@@ -1,0 +1,142 @@
+"""The Ray side: workers that die, errors that cross processes, parts that are written."""
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pytest
+
+from pipeline import runtime
+from pipeline.parts import recorded_parts
+from pipeline.stages.rows import is_quarantined
+from schemas.annotation import ANNOTATED, DECODED, LABELLED, image_id, table_from_rows
+from schemas.errors import ModelError, SegmillError
+from tests.dataset_checks import check_rows
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+
+@dataclass(frozen=True)
+class Names:
+    """Units -> rows named by the unit's image_ids."""
+
+    name: ClassVar[str] = "decode"
+    schema: ClassVar[pa.Schema] = DECODED
+
+    def __call__(self, unit: dict[str, Any], /) -> Iterator[pa.Table]:
+        rows = [
+            {"image_id": image_id(uri), "uri": uri, "status": LABELLED, "height": 2, "width": 2}
+            for uri in unit["image_ids"]
+        ]
+        yield table_from_rows(rows, DECODED)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """DECODED -> ANNOTATED; some names kill the worker or raise, every time or only once."""
+
+    name: ClassVar[str] = "mark"
+    schema: ClassVar[pa.Schema] = ANNOTATED
+
+    log: str
+
+    def __call__(self, images: pa.Table, /) -> pa.Table:
+        rows = images.to_pylist()
+        for row in rows:
+            if not is_quarantined(row):
+                self._meet(row["uri"])
+        kept = {"fingerprint": "f", "run_id": "run", "n_proposals": 0, "coverage": 0.0}
+        return table_from_rows(
+            [
+                {"segments": [], **kept, **{k: v for k, v in row.items() if k in ANNOTATED.names}}
+                for row in rows
+            ],
+            ANNOTATED,
+        )
+
+    def _meet(self, uri: str) -> None:
+        log = Path(self.log)
+        if uri.startswith(("deadly", "once")):
+            met = log.read_text().splitlines() if log.exists() else []
+            if uri.startswith("deadly") or uri not in met:
+                with log.open("a") as file:
+                    print(uri, file=file)
+                os.kill(os.getpid(), signal.SIGKILL)
+        if uri == "model":
+            raise ModelError("there is no model")
+        if uri == "bug":
+            raise ZeroDivisionError("secret of s3://key:hidden@bucket/x")
+
+
+def run(tmp_path: Path, units: list[list[str]], rows_per_part: int = 4, actors: int = 1) -> str:
+    dataset = str(tmp_path / "labels")
+    table = pa.Table.from_pylist(
+        [{"path": "", "row_group": 0, "image_ids": names} for names in units]
+    )
+    stage = runtime.Placement(Mark(str(tmp_path / "log")), batch_size=4, actors=actors)
+    flow = runtime.Flow(table, Names(), [stage])
+    seen: list[dict[str, int]] = []
+    parts = runtime.run_flow(
+        flow, dataset, "run", rows_per_part, lambda done: seen.append(dict(done))
+    )
+    assert sorted(parts, key=str) == sorted(recorded_parts(dataset).values(), key=str)
+    total = sum(map(len, units))
+    assert sum(part.images.rows for part in parts) == total
+    assert seen[-1]["write"] == total
+    return dataset
+
+
+def rows_of_parts(dataset: str) -> dict[str, dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    rows = []
+    for part in recorded_parts(dataset).values():
+        rows += pq.ParquetFile(f"{dataset}/{part.images.path}").read().to_pylist()
+    check_rows(rows, whole=False)
+    return {row["uri"]: row for row in rows}
+
+
+def test_an_image_that_kills_its_worker_is_quarantined_and_no_other(tmp_path: Path) -> None:
+    units = [["a", "b", "deadly", "c"], ["d", "e", "f"]]
+    rows = rows_of_parts(run(tmp_path, units))
+    assert len(rows) == 7
+    error = rows.pop("deadly")["error"]
+    assert (error["stage"], error["code"]) == ("mark", "worker_died")
+    assert {row["status"] for row in rows.values()} == {LABELLED}
+    # Once in its batch, three times alone, and never again.
+    assert (tmp_path / "log").read_text().splitlines() == ["deadly"] * 4
+
+
+def test_a_worker_that_dies_for_another_reason_costs_no_image(tmp_path: Path) -> None:
+    units = [["a", "once-1", "b", "c"], ["d", "once-2"], ["e", "f", "g"]]
+    rows = rows_of_parts(run(tmp_path, units, actors=2))
+    assert len(rows) == 9
+    assert {row["status"] for row in rows.values()} == {LABELLED}
+
+
+def test_parts_are_about_as_large_as_asked(tmp_path: Path) -> None:
+    dataset = run(tmp_path, [[f"{n}-{k}" for k in range(6)] for n in range(8)], rows_per_part=8)
+    sizes = [part.images.rows for part in recorded_parts(dataset).values()]
+    assert sum(sizes) == 48 and max(sizes) <= 16
+
+
+def test_our_own_error_comes_out_of_a_worker_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        run(tmp_path, [["a", "model"]])
+    assert str(caught.value) == "there is no model"
+
+
+def test_any_other_error_is_one_line_without_secrets(tmp_path: Path) -> None:
+    with pytest.raises(SegmillError) as caught:
+        run(tmp_path, [["a", "b"], ["bug"]])
+    text = str(caught.value)
+    assert "ZeroDivisionError" in text and "run again to go on" in text
+    assert "hidden" not in text and "\n" not in text
+
+
+def test_work_is_mapped_over_the_cluster_in_order() -> None:
+    assert runtime.map_tasks(str.upper, ["a", "b", "c"]) == ["A", "B", "C"]

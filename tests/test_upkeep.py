@@ -1,0 +1,246 @@
+"""versions, verify and vacuum: what a dataset holds, whether it is whole, what may go."""
+
+import json
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.cli import main
+from jobs.vacuum import vacuum
+from jobs.verify import verify
+from pipeline.dataset import publish, versions
+from pipeline.files import list_files, write_bytes
+from pipeline.lock import DatasetLock
+from pipeline.parts import write_images, write_part
+from pipeline.segments import encode_segments
+from schemas.annotation import (
+    ANNOTATED,
+    ANNOTATED_AND_EMBEDDED,
+    LABELLED,
+    QUARANTINED,
+    image_id,
+    table_from_rows,
+)
+from schemas.config import VacuumConfig, VerifyConfig
+from schemas.errors import LockedError, OutputError
+from schemas.manifest import Changes, Counts, DataFile
+from tests.helpers import draw_classes
+from tests.test_manifest import MANIFEST
+
+CLASSES = draw_classes("001", "021")
+NAMES = ("sky", "cat", "tree")
+
+
+def labelled(uri, **changes):
+    segments = encode_segments(CLASSES, np.full(CLASSES.shape, 0.5, np.float32), NAMES, 0.0)
+    return {
+        "image_id": image_id(uri), "uri": uri, "etag": "1", "height": 2, "width": 3,
+        "status": LABELLED, "fingerprint": "l", "run_id": "run", "n_proposals": 3,
+        "coverage": 1.0, "mean_score": 0.5, "segments": segments,
+    } | changes  # fmt: skip
+
+
+def quarantined(uri):
+    error = {"stage": "decode", "code": "corrupt", "message": "why"}
+    kept = {"image_id": image_id(uri), "uri": uri, "fingerprint": "d", "run_id": "run"}
+    return kept | {"status": QUARANTINED, "error": error, "n_proposals": 0, "segments": []}
+
+
+def write(dataset, *rows, run="run"):
+    return write_images(dataset, run, table_from_rows(rows, ANNOTATED))
+
+
+def manifest_of(*files: DataFile, version=1, embeddings=(), age_hours=0.0, **changes):
+    labelled, quarantined = (sum(getattr(f, n) for f in files) for n in (LABELLED, QUARANTINED))
+    total = labelled + quarantined
+    counts = Counts(inventory=total, labelled=labelled, quarantined=quarantined, reasons={})
+    fields = {
+        "version": version,
+        "counts": counts,
+        "changes": Changes(kept=0, done=total, from_embeddings=0, removed=0),
+        "images": files,
+        "embeddings": embeddings,
+        "run_id": f"run-{version}",
+        "created": datetime.now(UTC) - timedelta(hours=age_hours),
+    }
+    return MANIFEST.model_copy(update=fields | changes)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return str(tmp_path / "labels")
+
+
+def problems(dataset, **settings):
+    chosen = {"all_label_maps": True} | settings
+    return verify(VerifyConfig(dataset=dataset, version=None, **chosen)).problems
+
+
+def test_a_whole_dataset_has_no_problems(dataset, capsys):
+    files = write(dataset, labelled("a"), quarantined("b")), write(dataset, labelled("c"))
+    publish(dataset, manifest_of(*files))
+    result = verify(VerifyConfig(dataset=dataset, version=None, all_label_maps=True))
+    assert (result.problems, result.images, result.files, result.label_maps) == ((), 3, 2, 2)
+    assert main(["verify", dataset]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["problems"] == 0
+
+
+def damage_bytes(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (Path.unlink, "is missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "bytes, not"),
+        (damage_bytes, "SHA-256"),
+    ],
+    ids=["missing", "truncated", "changed"],
+)
+def test_a_damaged_file_is_found(dataset, capsys, damage, words):
+    file = write(dataset, labelled("a"), labelled("b"))
+    publish(dataset, manifest_of(file))
+    damage(Path(dataset) / file.path)
+    assert any(file.path in problem and words in problem for problem in problems(dataset))
+    assert main(["verify", dataset]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_an_image_of_two_rows_is_found(dataset):
+    files = write(dataset, labelled("a"), labelled("b")), write(dataset, labelled("a"))
+    publish(dataset, manifest_of(*files))
+    assert problems(dataset) == (f"image {image_id('a')} has 2 rows",)
+
+
+def test_an_account_that_does_not_add_up_is_found(dataset):
+    file = write(dataset, labelled("a"), quarantined("b"))
+    wrong = Counts(inventory=3, labelled=2, quarantined=1, reasons={})
+    publish(dataset, manifest_of(file, counts=wrong))
+    assert set(problems(dataset)) == {
+        "2 rows were read, the inventory has 3",
+        "the manifest tells 3 rows, its files have 2",
+        "the manifest tells 2 labelled, its files have 1",
+    }
+    lying = file.model_copy(update={"rows": 3, "labelled": 2})
+    publish(dataset, manifest_of(lying, version=2))
+    assert any("2 rows, not 3" in problem for problem in problems(dataset))
+
+
+def broken_segments():
+    whole = labelled("a")["segments"]
+    overlap = [{**segment, "counts": whole[0]["counts"]} for segment in whole]
+    small_box = [{**segment, "box": [0, 0, 1, 1]} for segment in whole]
+    wrong_area = [{**segment, "area": segment["area"] + 1} for segment in whole]
+    return {
+        "overlap": (overlap, 1.0, "overlaps another"),
+        "box": (small_box, 1.0, "reaches out of its box"),
+        "area": (wrong_area, 1.0, "pixels, not its area"),
+        "coverage": (whole, 0.5, "is labelled, not 0.5"),
+        "gibberish": ([{**whole[0], "counts": b"\x01"}], 1.0, ""),
+    }
+
+
+@pytest.mark.parametrize("kind", broken_segments())
+def test_a_label_map_that_is_no_partition_is_found(dataset, kind):
+    segments, coverage, words = broken_segments()[kind]
+    row = labelled("a", segments=segments, coverage=coverage)
+    publish(dataset, manifest_of(write(dataset, row, labelled("b"))))
+    found = problems(dataset)
+    assert found and all(", a: " in problem for problem in found)
+    assert any(words in problem for problem in found)
+    assert problems(dataset, all_label_maps=False, sample=0) == ()
+
+
+def test_a_sample_is_about_as_large_as_asked(dataset):
+    publish(dataset, manifest_of(write(dataset, *(labelled(f"{n}") for n in range(400)))))
+    result = verify(VerifyConfig(dataset=dataset, version=None, sample=100))
+    assert 60 < result.label_maps < 140
+
+
+def test_embeddings_are_verified_too(dataset):
+    row = labelled("a") | {
+        "proposal_fingerprint": "p", "embedding_fingerprint": "e", "clip_embeds": b"1234",
+    }  # fmt: skip
+    part = write_part(dataset, "run", table_from_rows([row], ANNOTATED_AND_EMBEDDED))
+    publish(dataset, manifest_of(part.images, embeddings=(part.embeddings,)))
+    assert problems(dataset) == ()
+    damage_bytes(Path(dataset) / part.embeddings.path)
+    assert any("embeddings/" in problem and "SHA-256" in problem for problem in problems(dataset))
+
+
+def test_versions_are_listed_with_what_changed(dataset, capsys):
+    one, two = write(dataset, labelled("a")), write(dataset, labelled("b"), quarantined("c"))
+    publish(dataset, manifest_of(one))
+    changes = Changes(kept=1, done=2, from_embeddings=0, removed=4)
+    publish(dataset, manifest_of(one, two, version=2, changes=changes))
+    assert main(["versions", dataset]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])["versions"]
+    assert [row["version"] for row in told] == [1, 2]
+    newest = told[1]
+    assert (newest["images"], newest["done"], newest["removed"], newest["files"]) == (3, 2, 4, 2)
+    assert newest["size_bytes"] == one.size_bytes + two.size_bytes
+    assert main(["versions", f"{dataset}-absent"]) == 2
+    assert "holds no published dataset" in capsys.readouterr().err
+
+
+@pytest.fixture
+def aged(dataset):
+    """Three versions, the first of last month, and leftovers of runs that were cut short."""
+    shared, old = write(dataset, labelled("a")), write(dataset, labelled("b"))
+    new = write(dataset, labelled("c"))
+    publish(dataset, manifest_of(shared, old, age_hours=700))
+    publish(dataset, manifest_of(shared, version=2, age_hours=1))
+    publish(dataset, manifest_of(shared, new, version=3))
+    for number in (1, 2, 3):
+        write_bytes(dataset, f"_runs/run-{number}/config.json", b"{}")
+    lost = write_part(dataset, "lost", table_from_rows([labelled("d")], ANNOTATED))
+    write_bytes(dataset, "images/run=lost/part.parquet.0a.draft", b"half")
+    for path in list_files(dataset, ""):
+        os.utime(Path(dataset) / path, (1, 1))
+    young = write(dataset, labelled("e"), run="young")
+    return {"old": old.path, "lost": lost.images.path, "young": young.path}
+
+
+def test_vacuum_shows_what_it_would_delete_and_deletes_nothing(dataset, aged, capsys):
+    before = list_files(dataset, "")
+    assert main(["vacuum", dataset, "--keep-versions", "1"]) == 0
+    captured = capsys.readouterr()
+    told = json.loads(captured.out.splitlines()[-1])
+    # Version 2 is not among the newest, but young.
+    assert (told["deleted"], told["versions"], told["files"]) == (False, [1], 5)
+    assert aged["old"] in captured.err and aged["lost"] in captured.err
+    assert list_files(dataset, "") == before
+
+
+def test_vacuum_deletes_what_no_kept_version_names(dataset, aged):
+    result = vacuum(VacuumConfig(dataset=dataset, delete=True, keep_versions=1))
+    assert (result.versions, len(result.files)) == ((1,), 5)
+    assert versions(dataset) == [2, 3]
+    for number in (2, 3):
+        checked = verify(VerifyConfig(dataset=dataset, version=number, all_label_maps=True))
+        assert checked.problems == ()
+    left = list_files(dataset, "")
+    assert aged["young"] in left and aged["old"] not in left and aged["lost"] not in left
+    assert [path for path in left if path.startswith("_runs/")] == [
+        "_runs/run-2/config.json",
+        "_runs/run-3/config.json",
+    ]
+    again = vacuum(VacuumConfig(dataset=dataset, delete=True, keep_versions=1))
+    assert (again.versions, again.files) == ((), ())
+
+
+def test_vacuum_waits_for_no_run_and_needs_a_dataset(dataset, aged, tmp_path):
+    with (
+        DatasetLock(dataset, "annotate", 1.0),
+        pytest.raises(LockedError, match="held by run annotate"),
+    ):
+        vacuum(VacuumConfig(dataset=dataset, delete=True, lock_ttl_s=1.0))
+    with pytest.raises(OutputError, match="holds no published dataset"):
+        vacuum(VacuumConfig(dataset=str(tmp_path / "nothing")))
+    assert not (tmp_path / "nothing").exists()
