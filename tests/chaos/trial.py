@@ -101,6 +101,10 @@ def _faults_of(number: int, outcome: Outcome, disturbed: Disturbed) -> list[str]
         found.append(f"run {number} hung and was ended")
     elif outcome.code not in allowed:
         found.append(f"run {number} ended with {outcome.code}: {outcome.stderr[-500:]}")
+    if outcome.noise:
+        found.append(f"run {number} printed more than its result: {outcome.noise[:3]}")
+    if outcome.code == 1 and "run again" not in outcome.stderr:
+        found.append(f"run {number} failed without a word: {outcome.stderr[-500:]}")
     if "Traceback" in outcome.stderr:
         found.append(f"run {number} showed a traceback: {outcome.stderr[-3000:]}")
     found += [f"the second writer of run {number} hung" for c in outcome.writers if c is None]
