@@ -36,10 +36,8 @@ def main() -> int:
         server = stack.enter_context(start_s3())
         os.environ.update(server.environment)
         proxy = stack.enter_context(faulty_store(server.endpoint))
-        grounds = {
-            "disk": Ground(folder / "disk", "disk"),
-            "s3": Ground(folder / "s3", "s3", proxy),
-        }
+        disk = Ground(folder / "disk", "disk")
+        grounds = {"disk": disk, "s3": Ground(folder / "s3", "s3", proxy, disk)}
         for ground in grounds.values():
             ground.folder.mkdir(exist_ok=True)
         for seed in range(chosen.seed, chosen.seed + chosen.schedules):

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import s3fs
@@ -22,6 +22,7 @@ from PIL import Image
 from pipeline.dataset import read_manifest, read_rows
 from pipeline.models.embedded import EMBEDDED_VOCABULARY
 from pipeline.synthetic import make_scene
+from schemas.annotation import image_id
 from tests.chaos.proxy import FaultyStore
 
 SEED: Final = 5_900  # scenes of no training, validation or test range
@@ -40,6 +41,8 @@ SETTINGS: Final = {
 READ_TIMEOUT_S: Final = 2
 _BUCKET: Final = "chaos"
 _TIME_OF_CHANGE: Final = 1_700_000_000  # seconds since 1970; a local image's etag holds it
+
+_OF_ONE_RUN: Final = ("run_id", "image_id", "uri", "etag")
 
 Row = dict[str, Any]
 
@@ -69,6 +72,7 @@ class Ground:
     folder: Path
     store: str  # disk or s3
     proxy: FaultyStore | None = None  # before the S3 server, whose own address is the environment's
+    disk: "Ground | None" = None  # where references are made, if not here
     _references: dict[int, dict[str, Row]] = field(default_factory=dict)
 
     @cached_property
@@ -135,26 +139,34 @@ class Ground:
         ]  # fmt: skip
 
     def reference(self, state: int) -> dict[str, Row]:
-        """Rows by image_id of an undisturbed run, which is made once."""
+        """Rows by the name of the image of an undisturbed run, which is made once."""
+        if self.disk is not None:
+            return self.disk.reference(state)
         if state not in self._references:
             self.set_source(state)
             output = self.output(f"reference-{state}")
-            log = self.folder / f"reference-{self.store}-{state}.log"
+            log = self.folder / f"reference-{state}.log"
             subprocess.run(
                 self.command(output, log, {}),
                 env=self.environment(), check=True, capture_output=True, timeout=600,
             )  # fmt: skip
-            self._references[state] = rows_by_id(output)
+            self._references[state] = rows_by_name(self, output)
         return self._references[state]
 
 
-def rows_by_id(output: str) -> dict[str, Row]:
-    """All rows of the newest version, but for what tells which run made them."""
+def rows_by_name(ground: Ground, output: str) -> dict[str, Row]:
+    """All rows of the newest version, but for what tells where and by which run they were made."""
     rows = [row for table in read_rows(output, read_manifest(output)) for row in table.to_pylist()]
-    found = {
-        row["image_id"]: {key: value for key, value in row.items() if key != "run_id"}
-        for row in rows
-    }
+    found = {}
+    for row in rows:
+        name = PurePosixPath(row["uri"]).name
+        if row["image_id"] != image_id(row["uri"]) or not row["uri"].endswith(
+            f"{ground.source}/{name}"
+        ):
+            raise AssertionError(
+                f"{row['uri']} is none of {ground.source}, or not {row['image_id']}"
+            )
+        found[name] = {key: value for key, value in row.items() if key not in _OF_ONE_RUN}
     if len(found) != len(rows):
         raise AssertionError(f"{len(rows)} rows of {len(found)} images in {output}")
     return found

@@ -11,7 +11,7 @@ import struct
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import unquote
@@ -201,10 +201,11 @@ async def _send(
     answer = web.StreamResponse(status=status, headers=headers)
     if incoming.method != "HEAD":
         answer.content_length = len(data)
-    await answer.prepare(incoming)
-    if data:
-        await answer.write(data)
-    await answer.write_eof()
+    with suppress(ConnectionResetError):  # the client waited no longer, or was killed
+        await answer.prepare(incoming)
+        if data:
+            await answer.write(data)
+        await answer.write_eof()
     return answer
 
 
@@ -214,13 +215,14 @@ async def _trickle(
     """Send an answer in pieces, and break off after half of them unless `whole`."""
     answer = web.StreamResponse(status=status, headers=headers)
     answer.content_length = len(data)
-    await answer.prepare(incoming)
     half = len(data) // 2
-    await answer.write(data[:half])
-    await asyncio.sleep(SLOW_S)
-    if not whole and incoming.transport is not None:
-        incoming.transport.close()
-        return answer
-    await answer.write(data[half:])
-    await answer.write_eof()
+    with suppress(ConnectionResetError):
+        await answer.prepare(incoming)
+        await answer.write(data[:half])
+        await asyncio.sleep(SLOW_S)
+        if whole:
+            await answer.write(data[half:])
+            await answer.write_eof()
+        elif incoming.transport is not None:
+            incoming.transport.close()
     return answer

@@ -14,7 +14,7 @@ from pipeline.lock import LOCKS, Holder
 from pipeline.parts import RUNS
 from pipeline.verification import check_version
 from schemas.config import VacuumConfig
-from tests.chaos.ground import Ground, rows_by_id
+from tests.chaos.ground import Ground, rows_by_name
 from tests.chaos.readers import Reader
 from tests.chaos.run import Outcome, Run
 from tests.chaos.schedule import Disturbed, Schedule
@@ -120,14 +120,12 @@ def _faults_of(number: int, outcome: Outcome, disturbed: Disturbed) -> list[str]
 def _judge(verdict: Verdict, ground: Ground, state: int) -> None:
     """Compare the dataset with the undisturbed one, and look whether it is whole and tidy."""
     output, problems = verdict.output, verdict.divergences
-    expected, found = ground.reference(state), rows_by_id(output)
-    differing = [
-        row["uri"]
-        for image_id, row in expected.items()
-        if image_id in found and found[image_id] != row
-    ]
+    expected, found = ground.reference(state), rows_by_name(ground, output)
+    differing = sorted(
+        name for name in expected.keys() & found.keys() if found[name] != expected[name]
+    )
     if differing:
-        problems.append(f"{len(differing)} rows differ, such as {sorted(differing)[:3]}")
+        problems.append(f"{len(differing)} rows differ, such as {differing[:3]}")
     if missing := len(expected.keys() - found.keys()):
         problems.append(f"{missing} images are missing")
     if foreign := len(found.keys() - expected.keys()):

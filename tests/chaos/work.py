@@ -13,7 +13,6 @@ lost by design, as much as the parts at work hold; it is counted apart (`in_flig
 `needed` is one pass: every image with each content that it had when a run did it, once.
 """
 
-from collections import Counter
 from dataclasses import dataclass, field
 from io import BytesIO
 
@@ -34,7 +33,6 @@ class Work:
     recorded: set[_Done] = field(default_factory=set)
     repeated_within_runs: int = 0
     in_flight: int = 0
-    _classified: Counter[str] = field(default_factory=Counter)
 
     def after_run(self, output: str, outcome: Outcome) -> None:
         """Look at the dataset when a run and all its processes have ended."""
@@ -46,6 +44,11 @@ class Work:
             self.repeated_within_runs += max(0, done - own)
         else:
             self.in_flight += max(0, done - len(fresh))
+
+    @property
+    def runs(self) -> int:
+        """How many runs have recorded something."""
+        return len({run_id for run_id, _, _ in self.recorded})
 
     @property
     def needed(self) -> int:
