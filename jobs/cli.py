@@ -9,6 +9,7 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final, NoReturn
@@ -109,7 +110,9 @@ def _run(name: str, command: _Command, arguments: list[str]) -> int:
     _quiet_libraries()
     try:
         job = _load(command.run)
-        result = job(config, TerminalProgress(console)) if _takes_progress(job) else job(config)
+        # stdout is for the result alone; Ray prints there when a process of its dies.
+        with redirect_stdout(sys.stderr):
+            result = job(config, TerminalProgress(console)) if _takes_progress(job) else job(config)
     except SettingsError as error:
         return _complain(program, str(error))
     except LockedError as error:
