@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Any, BinaryIO, Final, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -39,6 +39,18 @@ def read_bytes(dataset: str, path: str) -> bytes:
     with _errors("read", dataset, FileNotFoundError):
         data: bytes = _retried(fs, lambda: fs.cat_file(f"{root}/{path}"))
     return data
+
+
+def read_with(dataset: str, path: str, read: Callable[[BinaryIO], T]) -> T:
+    """Return what `read` makes of one file, opened; it may be asked to read it again."""
+    fs, root = open_store(dataset, OutputError)
+
+    def attempt() -> T:
+        with fs.open(f"{root}/{path}", "rb") as stream:
+            return read(stream)
+
+    with _errors(f"read {path} of", dataset):
+        return _retried(fs, attempt)
 
 
 def write_bytes(dataset: str, path: str, data: bytes) -> None:

@@ -17,10 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.files import delete_files, list_files, read_bytes, write_bytes
-from pipeline.storage import open_store, store_errors
+from pipeline.files import delete_files, list_files, read_bytes, read_with, write_bytes
 from schemas.annotation import ANNOTATED, EMBEDDINGS, LABELLED, QUARANTINED, conform
-from schemas.errors import OutputError
 from schemas.manifest import DataFile, EmbeddingsFile, Part
 
 RUNS: Final = "_runs"
@@ -104,24 +102,14 @@ def merge_images(dataset: str, run_id: str, shares: Sequence[Share]) -> DataFile
 
 def read_columns(dataset: str, path: str, columns: Sequence[str]) -> pa.Table:
     """Return some columns of a Parquet file of the dataset, reading little besides."""
-    fs, root = open_store(dataset, OutputError)
-    with (
-        store_errors(f"read {path} of", dataset, OutputError),
-        fs.open(f"{root}/{path}", "rb") as stream,
-        pq.ParquetFile(stream) as file,
-    ):
-        return file.read(columns=list(columns))
+    return read_with(
+        dataset, path, lambda stream: pq.ParquetFile(stream).read(columns=list(columns))
+    )
 
 
 def read_row_group(dataset: str, path: str, row_group: int) -> pa.Table:
     """Return one row group of a Parquet file of the dataset."""
-    fs, root = open_store(dataset, OutputError)
-    with (
-        store_errors(f"read {path} of", dataset, OutputError),
-        fs.open(f"{root}/{path}", "rb") as stream,
-        pq.ParquetFile(stream) as file,
-    ):
-        return file.read_row_group(row_group)
+    return read_with(dataset, path, lambda stream: pq.ParquetFile(stream).read_row_group(row_group))
 
 
 def recorded_parts(dataset: str) -> dict[str, Part]:

@@ -2,7 +2,10 @@
 
 import errno
 import threading
+from io import BytesIO
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
@@ -16,6 +19,7 @@ from pipeline.files import (
     read_bytes,
     write_bytes,
 )
+from pipeline.parts import read_columns, read_row_group
 from schemas.errors import OutputError
 
 
@@ -92,6 +96,11 @@ def troubled(monkeypatch):
                 raise errors.pop(0)
             return super().cat_file(path, start, end, **kwargs)
 
+        def open(self, path, mode="rb", **kwargs):
+            if errors:
+                raise errors.pop(0)
+            return super().open(path, mode, **kwargs)
+
     monkeypatch.setitem(_registry, "az", Troubled)
     write_bytes("az://c/labels", "a", b"1")
     return errors
@@ -108,6 +117,25 @@ def test_a_store_in_trouble_is_asked_again(troubled, error):
     troubled += [error] * 6
     with pytest.raises(OutputError, match="cannot read az://c/labels"):
         read_bytes("az://c/labels", "a")
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda: read_columns("az://c/labels", "b", ["x"]),
+        lambda: read_row_group("az://c/labels", "b", 0),
+    ],
+    ids=["columns", "row group"],
+)
+def test_a_store_in_trouble_is_asked_again_for_parts_of_a_file(troubled, read):
+    buffer = BytesIO()
+    pq.write_table(pa.table({"x": [1, 2]}), buffer)
+    write_bytes("az://c/labels", "b", buffer.getvalue())
+    troubled += [TimeoutError()] * 5
+    assert read()["x"].to_pylist() == [1, 2]
+    troubled += [TimeoutError()] * 6
+    with pytest.raises(OutputError, match="cannot read b of az://c/labels"):
+        read()
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ class _Proxy:
         request = Request(incoming.method, unquote(path).lstrip("/"), query)
         if incoming.headers.get("Expect", "").lower() == "100-continue" and incoming.transport:
             incoming.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        body = await incoming.read()
+        body = await incoming.content.read()  # of any size
         fault = self._store.draw(request)
         if fault in ("error", "slow_down"):
             return _refuse(fault, request)
