@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,10 @@ from pipeline.datasets.plan import Decoder, FileBlob, Pair
 from pipeline.decode import BadImage, decode_image
 from pipeline.files import DRAFT_SUFFIX, write_bytes
 from pipeline.metrics import truth_ignore
+from schemas.config import SourceSettings
 
-_MAX_PIXELS = 100_000_000  # of an image
+_LIMITS: Final = SourceSettings()  # what `annotate` accepts by itself is an image here
+_DRAFT_EDGES: Final = (16, 16)  # a photo is decoded to see that it can be, and at what size
 
 
 @dataclass(frozen=True)
@@ -160,15 +162,15 @@ class Conversion:
     def _checked_image(self, pair: Pair, shape: tuple[int, ...]) -> bytes:
         try:
             data = pair.image.read()
-            decoded = decode_image(data, _MAX_PIXELS)
+            origin = decode_image(
+                data, _LIMITS.max_image_pixels, _LIMITS.max_image_frames, _DRAFT_EDGES
+            ).origin
         except (OSError, ValueError, BadImage) as error:
             raise _Bad(f"{pair.image.where}: {error}") from None
-        width, height = decoded.image.size
-        if (height, width) != shape:
-            turned = decoded.exif_orientation
+        if (origin.height, origin.width) != shape:
             raise _Bad(
-                f"{pair.labels.where} is {'x'.join(map(str, shape))}, the image {height}x{width} "
-                "(height x width)" + (f", turned by its EXIF orientation {turned}" * (turned > 4))
+                f"{pair.labels.where} is {shape[0]}x{shape[1]}, the image {origin.height}x"
+                f"{origin.width} (height x width, EXIF orientation {origin.exif_orientation})"
             )
         return data
 
