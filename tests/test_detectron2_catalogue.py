@@ -9,6 +9,7 @@ from schemas.errors import DatasetError
 from tests import downloads
 from tests.test_datasets import prepared
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # detectron2's own
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 
 
