@@ -65,6 +65,14 @@ COMMANDS: Final[dict[str, _Command]] = {
         "say what a file or directory of weights holds",
         "WeightsInspectConfig", "jobs.weights:inspect", "jobs.show:show_inspect", ("weights",),
     ),
+    "datasets list": _Command(
+        "list the data sets that can be prepared, and what to download for each",
+        "Config", "jobs.datasets:list_datasets", "jobs.show:show_datasets",
+    ),
+    "datasets prepare": _Command(
+        "turn an official download into images, maps of class indices and a vocabulary",
+        "DatasetsPrepareConfig", "jobs.datasets:prepare", "jobs.show:show_prepare", ("name",),
+    ),
     "models": _Command(
         "list the proposers and classifiers",
         "Config", "jobs.models:models", "jobs.show:show_models",

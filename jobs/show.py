@@ -11,6 +11,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from jobs.annotate import AnnotateResult
+    from jobs.datasets import DatasetsResult, PrepareResult
     from jobs.demo import DemoResult
     from jobs.evaluate import EvaluateResult
     from jobs.models import ModelsResult
@@ -251,6 +252,38 @@ def show_models(result: "ModelsResult", console: Console) -> int:
         console.print(kind, style="bold")
         for name, summary in entries.items():
             console.print(f"  {name:<18}{summary}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def show_datasets(result: "DatasetsResult", console: Console) -> int:
+    """Print what can be prepared, and from what."""
+    for name, entry in result.entries.items():
+        console.print(f"{name:<20}{entry.summary}", highlight=False, markup=False, soft_wrap=True)
+        images = "".join(f", {split} {number:,} images" for split, number in entry.images.items())
+        needs = f"{'':<20}from {', '.join(entry.downloads)}{images}"
+        console.print(needs, style="dim", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def show_prepare(result: "PrepareResult", console: Console) -> int:
+    """Print a line per split."""
+    dataset = result.dataset
+    table = Table(title=f"{dataset.name} in {result.output}", title_justify="left")
+    for name in ("split", "images", "skipped", "classes", "absent"):
+        table.add_column(name, justify="left" if name == "split" else "right")
+    for split, facts in dataset.splits.items():
+        absent = sum(number == 0 for number in facts.class_images)
+        numbers = (facts.count, facts.skipped, len(facts.class_images), absent)
+        table.add_row(split, *map(str, numbers))
+    console.print(table)
+    _print_json(
+        {
+            "output": str(result.output),
+            "images": {split: facts.count for split, facts in dataset.splits.items()},
+            "skipped": {split: facts.skipped for split, facts in dataset.splits.items()},
+            "seconds": round(result.seconds, 2),
+        }
+    )
     return 0
 
 

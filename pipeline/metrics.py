@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter, minimum_filter
 
-IGNORE_TRUTH = 255
+IGNORE_TRUTH: Final = 255
+_IGNORE_TRUTH_16: Final = 65535
 
 # Which classes enter a mean IoU. "reference" (the paper's code): those that occur in the truth or
 # in a prediction; one that is predicted but absent from the truth counts as 0. "detectron2": those
@@ -21,6 +22,11 @@ IGNORE_TRUTH = 255
 Protocol = Literal["reference", "detectron2"]
 
 _NOWHERE: Final = -1  # in a label map: of no class
+
+
+def truth_ignore(num_classes: int) -> int:
+    """Return what truths hold where they count nowhere: 255, or 65535 where 255 is a class."""
+    return IGNORE_TRUTH if num_classes <= IGNORE_TRUTH else _IGNORE_TRUTH_16
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +46,12 @@ class Confusion:
         predicted_HW: NDArray[np.integer[Any]],
         truth_HW: NDArray[np.integer[Any]],
         num_classes: int,
-        ignore: int = IGNORE_TRUTH,
+        ignore: int | None = None,
     ) -> "Confusion":
         """Count one image; a predicted index outside 0..K-1 means the pixel has no label.
 
         Raises ValueError when sizes differ or the truth holds an index that is neither a class nor
-        `ignore`.
+        `ignore` (if absent that of `truth_ignore`).
         """
         counted = _counted(predicted_HW, truth_HW, num_classes, ignore)
         truth = truth_HW[counted].astype(np.int64)
@@ -129,7 +135,7 @@ class BoundaryCounts:
         predicted_HW: NDArray[np.integer[Any]],
         truth_HW: NDArray[np.integer[Any]],
         num_classes: int,
-        ignore: int = IGNORE_TRUTH,
+        ignore: int | None = None,
         share_of_diagonal: float = 0.02,
     ) -> "BoundaryCounts":
         """Count one image; arguments and errors as for `Confusion.of`.
@@ -199,11 +205,12 @@ def _counted(
     predicted_HW: NDArray[np.integer[Any]],
     truth_HW: NDArray[np.integer[Any]],
     num_classes: int,
-    ignore: int,
+    ignore: int | None,
 ) -> NDArray[np.bool_]:
     """Return where the truth is a class; raises ValueError for maps that do not fit."""
     if predicted_HW.shape != truth_HW.shape:
         raise ValueError(f"prediction is {predicted_HW.shape}, truth is {truth_HW.shape}")
+    ignore = truth_ignore(num_classes) if ignore is None else ignore
     counted: NDArray[np.bool_] = truth_HW != ignore
     truth = truth_HW[counted]
     if truth.size and not 0 <= int(truth.min()) <= int(truth.max()) < num_classes:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.metrics import IGNORE_TRUTH
+from pipeline.metrics import truth_ignore
 
 _MIN_PROB: Final = 0.5  # a pixel is in a mask above this
 
@@ -19,14 +19,15 @@ def oracle_scores(
     mask_probs_QHW: Tensor,
     truth_HW: NDArray[np.integer[Any]],
     num_classes: int,
-    ignore: int = IGNORE_TRUTH,
+    ignore: int | None = None,
 ) -> Tensor:
     """Return class scores (Q, K): the IoU of each mask with each class, summing to 1 per mask.
 
     A mask that meets no class scores 0 everywhere. Ignored pixels belong to no class, yet count in
     the union where a mask covers them. Raises ValueError when sizes differ or the truth holds an
-    index that is neither a class nor `ignore`.
+    index that is neither a class nor `ignore` (if absent that of `truth_ignore`).
     """
+    ignore = truth_ignore(num_classes) if ignore is None else ignore
     truth = torch.from_numpy(truth_HW.astype(np.int64)).to(mask_probs_QHW.device)
     if mask_probs_QHW.shape[1:] != truth.shape:
         masks, map_size = tuple(mask_probs_QHW.shape[1:]), tuple(truth.shape)

@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from pipeline.metrics import IGNORE_TRUTH, Confusion
+from pipeline.metrics import Confusion, truth_ignore
 from pipeline.palette import class_colours, hexadecimal
 from pipeline.resize import Size
 from pipeline.segments import IGNORE, decode_label_map
@@ -152,7 +152,8 @@ def make_card(
     truth = accuracy = None
     if truth_HW is not None:
         accuracy = _accuracy(predicted_HW, truth_HW, len(vocabulary))
-        truth_HW = np.where(truth_HW == IGNORE_TRUTH, IGNORE, truth_HW).astype(np.int32)
+        is_ignored_HW = truth_HW == truth_ignore(len(vocabulary))
+        truth_HW = np.where(is_ignored_HW, IGNORE, truth_HW).astype(np.int32)
     legend = _legend(row["segments"], predicted_HW.size, vocabulary, truth_HW)
     if truth_HW is not None:
         truth = map_thumbnail(truth_HW, f"Truth of {name}: {_summary(legend, 'truth_area')}")

@@ -5,6 +5,7 @@ Dimension key: H W pixels.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -93,11 +94,19 @@ def read_indices(path: Path) -> NDArray[np.int32]:
     Raises ValueError for a file that cannot be decoded and for a colour image.
     """
     try:
-        with Image.open(path) as file:
+        return decode_indices(path)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from None
+
+
+def decode_indices(source: Path | BytesIO) -> NDArray[np.int32]:
+    """Read an image of indices (H, W) from a file or from bytes; ValueError as for a file."""
+    try:
+        with Image.open(source) as file:
             mode = file.mode
             indices_HW = np.asarray(file)
     except Exception as error:  # decoders raise almost any type on corrupt files
-        raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
+        raise ValueError(f"cannot be read: {type(error).__name__}: {error}") from None
     if mode not in _INDEX_MODES:
-        raise ValueError(f"{path} is a {mode} image, not one of indices")
+        raise ValueError(f"is a {mode} image, not one of indices")
     return indices_HW.astype(np.int32)

@@ -3,6 +3,7 @@
 SegmillError
 ├── SettingsError        a setting is wrong: raised before any work, exit code 2
 │   ├── VocabularyError  the class list is wrong; the message names the line
+│   ├── DatasetError     a download of training data is not whole, or a file of it is wrong
 │   ├── SourceError      the images cannot be listed
 │   ├── OutputError      the dataset cannot be written or read
 │   └── ModelError       a model is unknown, absent, or does not fit its partner
@@ -25,6 +26,10 @@ class SettingsError(SegmillError):
 
 class VocabularyError(SettingsError):
     """The vocabulary file is wrong; the message names the file and the line."""
+
+
+class DatasetError(SettingsError):
+    """A data set cannot be prepared or read; the message names the file."""
 
 
 class SourceError(SettingsError):
