@@ -1,15 +1,17 @@
 """The `segmill` command: flags, environment and YAML from the settings model of each command.
 
 Exit codes: 0 done, 1 done but too many images were bad (or the run failed), 2 wrong settings,
-3 another run holds the dataset.
+3 another run holds the dataset, 130 and 143 ended by SIGINT and SIGTERM.
 Nothing heavy is imported until a command is known, so that `segmill --help` is immediate.
 """
 
 import difflib
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final, NoReturn
@@ -116,10 +118,11 @@ def _run(name: str, command: _Command, arguments: list[str]) -> int:
 
     console = Console(stderr=True)
     _quiet_libraries()
+    terminated = threading.Event()
     try:
         job = _load(command.run)
         # stdout is for the result alone; Ray prints there when a process of its dies.
-        with redirect_stdout(sys.stderr):
+        with _terminable(terminated), redirect_stdout(sys.stderr):
             result = job(config, TerminalProgress(console)) if _takes_progress(job) else job(config)
     except SettingsError as error:
         return _complain(program, str(error))
@@ -128,8 +131,30 @@ def _run(name: str, command: _Command, arguments: list[str]) -> int:
     except SegmillError as error:
         return _complain(program, str(error), code=1)
     except KeyboardInterrupt:
-        return _complain(program, "interrupted; what was finished is kept", code=130)
+        how, code = ("ended by SIGTERM", 143) if terminated.is_set() else ("interrupted", 130)
+        return _complain(program, f"{how}; what was finished is kept", code)
     return int(_load(command.show)(result, console))
+
+
+@contextmanager
+def _terminable(terminated: threading.Event) -> Iterator[None]:
+    """Let SIGTERM, by which schedulers end a process, unwind the stack as Ctrl-C does.
+
+    Locks and Ray are then left in order. The event tells them apart: Ray raises interrupts anew.
+    """
+
+    def terminate(number: int, frame: object) -> NoReturn:
+        terminated.set()
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, kept)
 
 
 def _settings(program: str, command: _Command, arguments: list[str]) -> Any:

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -107,7 +108,7 @@ def cluster(address: str, object_store_mb: int | None, actor_cpus: int) -> Itera
         if object_store_mb is not None:
             options["object_store_memory"] = object_store_mb * 2**20
     try:
-        with _silent_start(level):
+        with _kept_sigterm(), _silent_start(level):
             ray.init(logging_level=level, log_to_driver=level <= logging.INFO, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [""])[0]
@@ -148,6 +149,15 @@ def _watched_node() -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+
+
+@contextmanager
+def _kept_sigterm() -> Iterator[None]:
+    """Keep the caller's handler of SIGTERM; that of Ray's C++ core aborts with a dump."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager

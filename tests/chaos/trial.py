@@ -60,7 +60,7 @@ def carry_out(schedule: Schedule, ground: Ground) -> Verdict:
             name = f"{schedule.seed}-{number}"
             outcome = Run(ground, verdict.output, name, disturbed, settings, rng).result()
             if ground.proxy is not None:
-                verdict.story += [f"{n} x {what}" for what, n in ground.proxy.injected.items()]
+                outcome.struck += [f"{n} x {what}" for what, n in ground.proxy.injected.items()]
                 ground.proxy.heal()
             verdict.story.append(_tell(number, outcome))
             verdict.divergences += _faults_of(number, outcome, disturbed)
@@ -95,7 +95,7 @@ def _faults_of(number: int, outcome: Outcome, disturbed: Disturbed) -> list[str]
     allowed = {0}
     if struck or disturbed.fault_rate:
         # Cut short; locked out by a second writer, or signalled.
-        allowed |= {1, 3, 130, -2, -9, -15}
+        allowed |= {1, 3, 130, 143, -9}
     found = []
     if outcome.code is None:
         found.append(f"run {number} hung and was ended")
