@@ -6,6 +6,7 @@ SegmillError
 │   ├── SourceError      the images cannot be listed
 │   ├── OutputError      the dataset cannot be written or read
 │   └── ModelError       a model is unknown, absent, or does not fit its partner
+├── TrainingError        a training cannot go on: its loss is no number, or a file went bad
 ├── SchemaError          a stage returned other columns than it promised
 ├── LockedError          another run holds the dataset, exit code 3
 └── PublicationError     another run published this version first
@@ -36,6 +37,10 @@ class OutputError(SettingsError):
 
 class ModelError(SettingsError):
     """A model is unknown, its weights are absent, or it does not fit the other model."""
+
+
+class TrainingError(SegmillError):
+    """A training cannot go on, and would not if it were repeated; the message names the step."""
 
 
 class SchemaError(SegmillError):
