@@ -82,7 +82,7 @@ class _Worker:
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
         self._text_KD = torch.from_numpy(training.text_KD).to(device)
         self._views = Views(training)
-        self._last_log = 0.0
+        self._logged = (0, 0.0)  # after which step, at what time
 
     def resume(self) -> int:
         """Go to the newest checkpoint; return after how many steps that is."""
@@ -95,7 +95,7 @@ class _Worker:
         """Make all steps from `first`; the one worker with a log writes and reports."""
         config = self._config
         network = DistributedDataParallel(self._model) if world.size() > 1 else self._model
-        self._last_log = time.monotonic()
+        self._logged = (first, time.monotonic())
         for step, views in self._views.batches(first):
             losses_L3, norm, masks = self._step(network, step, views)
             done = step + 1
@@ -182,8 +182,9 @@ class _Worker:
         )
 
     def _log(self, log: RunLog, done: int, losses_L3: Tensor, *, norm: float, masks: int) -> None:
-        now = time.monotonic()
-        steps = min(self._config.log_every, done)
+        before, then = self._logged
+        self._logged = (done, time.monotonic())
+        images = (done - before) * self._config.batch_size
         named = named_losses(losses_L3)
         log.write(
             done,
@@ -193,10 +194,9 @@ class _Worker:
                 "gradient_norm": norm,
                 "learning_rate": self._optimizer.param_groups[-1]["lr"],
                 "masks": masks,
-                "images_per_s": steps * self._config.batch_size / (now - self._last_log),
+                "images_per_s": images / (self._logged[1] - then),
             },
         )
-        self._last_log = now
 
     def write_weights(self) -> None:
         """Write the proposer's directory, whole or not at all."""

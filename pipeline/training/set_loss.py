@@ -144,9 +144,13 @@ def matching_costs(
 
 
 def match(costs_LBQM: Tensor, counts: Sequence[int]) -> Tensor:
-    """Return the cheapest pairs as rows of layer, image, query and mask positions (4, R)."""
+    """Return the cheapest pairs as rows of layer, image, query and mask positions (4, R).
+
+    A query whose costs are no numbers is taken first: the loss will then be none either.
+    """
     pairs = []
-    for layer, costs_BQM in enumerate(costs_LBQM.cpu().numpy()):
+    costs = np.nan_to_num(costs_LBQM.cpu().numpy(), nan=-1e9)
+    for layer, costs_BQM in enumerate(costs):
         for image, count in enumerate(counts):
             queries, masks = linear_sum_assignment(costs_BQM[image, :, :count])
             where = np.full_like(queries, layer), np.full_like(queries, image)
