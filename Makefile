@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format lock weights bench-half bench-memory bench-precision photos clean
+.PHONY: demo test check format lock weights bench-half bench-memory bench-precision bench-decoder \
+  bench-planning bench-incremental fuzz photos chaos clean
 
 demo: $(INSTALLED)  ## scenes -> labels -> figures -> one HTML page; ends with one line of JSON
 	@$(BIN)/segmill demo --output demo
@@ -33,6 +34,23 @@ bench-memory: $(INSTALLED)  ## peak memory of 200 and of 2,000 images
 
 bench-precision: $(INSTALLED)  ## label agreement of the mask precisions between the pools
 	@$(BIN)/python -m tests.bench.mask_precision
+
+bench-decoder: $(INSTALLED)  ## cost of decoding in a process of its own, draft JPEGs (needs the sample data)
+	@$(BIN)/python -m tests.bench.decoder
+
+fuzz: $(INSTALLED)  ## damaged image files for MINUTES; ends with one line of JSON
+	@$(BIN)/python -m tests.fuzz.decode --minutes $(or $(MINUTES),30) --seed $(or $(SEED),0)
+
+bench-planning: $(INSTALLED)  ## seconds and memory of planning ten thousand to ten million images
+	@$(BIN)/python -m tests.bench.planning
+
+bench-incremental: $(INSTALLED)  ## ten thousand images, 5 % bad; again; and with 1 % more
+	@$(BIN)/python -m tests.bench.incremental
+
+SCHEDULES ?= 20
+SEED ?= 0
+chaos: $(INSTALLED)  ## kill runs and fail their store by seeded schedules; ends with one line of JSON
+	@$(BIN)/python -m tests.chaos --schedules $(SCHEDULES) --seed $(SEED)
 
 photos: $(INSTALLED)  ## real photos from and to a real S3 server (needs the sample data)
 	@$(BIN)/python -m tests.bench.photos

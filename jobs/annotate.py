@@ -22,10 +22,11 @@ from pipeline.files import delete_files, list_files, write_bytes
 from pipeline.lock import DatasetLock, new_run_id
 from pipeline.parts import RUNS, forget_parts, merge_images, recorded_parts
 from pipeline.planner import Origin, Planner, Work
-from pipeline.sources import Listing
-from pipeline.storage import hide_secrets
+from pipeline.secrets import hide_all_secrets, hide_secrets
+from pipeline.sources import Listing, ListRules
+from pipeline.stages.fetch import web_access
 from schemas.config import AnnotateConfig
-from schemas.errors import SegmillError
+from schemas.errors import LockedError, SegmillError
 from schemas.manifest import Changes, Counts, DataFile, Manifest, Part
 
 _RECORDED_PACKAGES: Final = (
@@ -94,7 +95,8 @@ class _Run:
 
     def result(self, started: float) -> AnnotateResult:
         """Do all of it; `started` is on the monotonic clock."""
-        listing = Listing(self._config.source, self._config.extensions)
+        rules = ListRules(web_access(self._config), self._config.trust_lists)
+        listing = Listing(self._config.source, self._config.extensions, rules)
         self._progress.say(f"listing {hide_secrets(self._config.source)}")
         repeated = self._planner.add_inventory(listing)
         self._take_over()
@@ -150,7 +152,7 @@ class _Run:
         if not work.images:
             return self._merged()
         self._from_embeddings = work.recalled
-        resolved = json.dumps(self._config.model_dump(mode="json"), indent=2)
+        resolved = json.dumps(hide_all_secrets(self._config.model_dump(mode="json")), indent=2)
         write_bytes(self._output, f"{RUNS}/{self._run_id}/config.json", resolved.encode())
         self._progress.say(f"{work.images} of {self._planner.images} images are to be done")
         cpus = actors(self._plan) * actor_cpus(self._plan)
@@ -190,7 +192,7 @@ class _Run:
             changes=self._changes(),
             images=tuple(files),
             embeddings=tuple(self._planner.embeddings()),
-            config=plan.config.model_dump(mode="json"),
+            config=hide_all_secrets(plan.config.model_dump(mode="json")),
             models={"proposer_licence": plan.proposer.licence, **plan.deciding},
             software={package: version(package) for package in _RECORDED_PACKAGES},
         )
@@ -208,7 +210,14 @@ class _Run:
         )
 
     def _tidy(self, manifest: Manifest) -> None:
-        """Delete what publication made superfluous: small parts, their records, lists of work."""
+        """Delete what publication made superfluous: small parts, their records, lists of work.
+
+        A run that lost the dataset since it published leaves that to the one that has it now.
+        """
+        try:
+            self._lock.check()
+        except LockedError:
+            return
         named = [manifest, self._base] if self._base else [manifest]
         published = {file.path for known in named for file in known.images}
         published |= {file.path for known in named for file in known.embeddings}

@@ -17,7 +17,7 @@ from pipeline.planner import Work
 from pipeline.prompts import Prompts
 from pipeline.stages.classify import Classify
 from pipeline.stages.embed import Embed
-from pipeline.stages.fetch import FetchDecode
+from pipeline.stages.fetch import FetchDecode, source_settings
 from pipeline.stages.intake import FetchImages, Recall, ReuseProposals
 from pipeline.stages.label import Label
 from pipeline.stages.propose import Propose
@@ -53,7 +53,7 @@ def run_flows(plan: AnnotationPlan, work: Work, run_id: str, progress: Progress)
         (plan.query_prompts, plan.region_prompts),
         num_gpus=classify_gpus,
     )
-    fetch = FetchDecode(*plan.edges, config.max_image_bytes, config.max_image_pixels)
+    fetch = FetchDecode(*plan.edges, source_settings(config))
     cpus = actor_cpus(plan)
     propose = runtime.Placement(
         Propose(

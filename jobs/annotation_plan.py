@@ -54,6 +54,11 @@ class AnnotationPlan:
             raise ModelError(
                 f"ensemble is off, but proposer {config.proposer!r} has no query scores of its own"
             )
+        if config.oracle_truth is not None and not proposer.proposes_masks:
+            raise ModelError(
+                f"oracle_truth labels proposals, but proposer {config.proposer!r} makes none; take "
+                "one that proposes masks"
+            )
         if config.oracle_truth is not None:
             Truths.find(config.oracle_truth)
         return cls(config, vocabulary, query_prompts, region_prompts, proposer, clip, clip_card)
@@ -73,12 +78,16 @@ class AnnotationPlan:
 
     @property
     def _limits(self) -> dict[str, Any]:
-        return self._settings("max_image_bytes max_image_pixels")
+        limits = (
+            "max_image_bytes max_image_pixels max_image_frames max_decode_seconds max_decode_mb "
+            "allow_private_addresses"
+        )
+        return {**self._settings(limits), "schema_version": SCHEMA_VERSION}
 
     @property
     def _proposal(self) -> dict[str, Any]:
         return {
-            **self._settings("proposer mask_precision"),
+            **self._settings("proposer mask_precision jpeg_draft"),
             "schema_version": SCHEMA_VERSION,
             "edges": self.edges,
             "proposer_weights_sha256": self.proposer.weights_sha256,

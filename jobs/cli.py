@@ -9,6 +9,7 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final, NoReturn
@@ -114,7 +115,9 @@ def _run(name: str, command: _Command, arguments: list[str]) -> int:
     _quiet_libraries()
     try:
         job = _load(command.run)
-        result = job(config, TerminalProgress(console)) if _takes_progress(job) else job(config)
+        # stdout is for the result alone; Ray prints there when a process of its dies.
+        with redirect_stdout(sys.stderr):
+            result = job(config, TerminalProgress(console)) if _takes_progress(job) else job(config)
     except SettingsError as error:
         return _complain(program, str(error))
     except LockedError as error:
@@ -151,8 +154,11 @@ def _quiet_libraries() -> None:
     import logging
     import warnings
 
+    from pipeline.secrets import hide_in_output
+
     level = os.environ.get(f"{ENV_PREFIX}LOG_LEVEL", "ERROR").upper()
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
+    hide_in_output()
     warnings.simplefilter("ignore")
 
 
@@ -179,7 +185,9 @@ def _suggest(name: str, known: Sequence[str] | dict[str, Any]) -> str:
 
 
 def _complain(program: str, problem: str, code: int = 2) -> int:
-    print(f"{program}: {' '.join(problem.split())}", file=sys.stderr)
+    from pipeline.secrets import hide_secrets
+
+    print(f"{program}: {hide_secrets(' '.join(problem.split()))}", file=sys.stderr)
     return code
 
 

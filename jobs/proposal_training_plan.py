@@ -20,7 +20,8 @@ from pipeline import runtime
 from pipeline.files import read_bytes, write_bytes
 from pipeline.models.clip import Clip, ClipSource, text_vectors
 from pipeline.models.embedded import EMBEDDED_PROPOSER
-from pipeline.models.maskformer import CONFIG_FILE, BackboneConfig, MaskFormerConfig, load_config
+from pipeline.models.maskformer import BackboneConfig, MaskFormerConfig, load_config
+from pipeline.models.model_directory import CONFIG_FILE
 from pipeline.models.weights import sha256_of
 from pipeline.prompts import Prompts, load_prompts
 from pipeline.training.labelled_images import Finding, LabelledImages, Pair

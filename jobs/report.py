@@ -15,6 +15,7 @@ from PIL import Image
 from jobs.evaluate import EvaluateResult, evaluate
 from pipeline.dataset import read_manifest, read_rows
 from pipeline.decode import BadImage, decode_image
+from pipeline.fetching import Request, fetch
 from pipeline.report import (
     MAX_REFUSALS,
     Card,
@@ -26,11 +27,12 @@ from pipeline.report import (
     make_refusal,
     write_page,
 )
-from pipeline.storage import describe, hide_secrets, open_store, store_errors
+from pipeline.stages.fetch import fetch_settings
+from pipeline.storage import describe, hide_secrets, store_errors
 from pipeline.truth import Truths, read_label_map
 from schemas.annotation import LABELLED, QUARANTINED
 from schemas.config import EvaluateConfig, ReportConfig, SourceSettings
-from schemas.errors import OutputError, SourceError
+from schemas.errors import OutputError
 from schemas.manifest import DataFile, Manifest
 from schemas.vocabulary import Vocabulary
 
@@ -168,25 +170,21 @@ def _refusals(dataset: str, manifest: Manifest) -> Iterator[Refusal]:
 
 def _limits(manifest: Manifest) -> SourceSettings:
     """Return the limits under which the run accepted its images."""
-    names = ("max_image_bytes", "max_image_pixels")
-    return SourceSettings(
-        **{name: manifest.config[name] for name in names if name in manifest.config}
-    )
+    recorded = manifest.config.keys() & SourceSettings.model_fields.keys()
+    return SourceSettings(**{name: manifest.config[name] for name in recorded})
 
 
 def _read_photo(uri: str, sha256: str | None, limits: SourceSettings) -> Image.Image | str:
     """Return the image as it was labelled, or in words why it cannot be shown."""
+    (data,) = fetch([Request(uri)], fetch_settings(limits))
+    if isinstance(data, Exception):
+        return f"cannot read {hide_secrets(uri)}: {describe(data)}"
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        return "the file changed since it was labelled"
     try:
-        fs, path = open_store(uri, SourceError)
-        with store_errors("read", uri, SourceError):
-            size_bytes = fs.size(path)
-            if size_bytes is not None and size_bytes > limits.max_image_bytes:
-                return f"the file now has {size_bytes} bytes: it changed since it was labelled"
-            data = fs.cat_file(path)
-        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-            return "the file changed since it was labelled"
-        return decode_image(data, limits.max_image_pixels).image
-    except (SourceError, BadImage) as error:
+        # In this process: the run decoded the very same bytes without harm.
+        return decode_image(data, limits.max_image_pixels, limits.max_image_frames).image
+    except BadImage as error:
         return str(error)
 
 

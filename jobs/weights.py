@@ -16,7 +16,9 @@ from torch import Tensor
 from pipeline.models.checkpoint_file import WeightsFile, read_weights
 from pipeline.models.checkpoints import Parts, Untold, infer_config, load_proposer, take_apart
 from pipeline.models.clip_checkpoint import ClipUntold, infer_clip_config, save_clip
-from pipeline.models.maskformer import CONFIG_FILE, load_config
+from pipeline.models.maskformer import NetworkConfig, load_config
+from pipeline.models.model_directory import CONFIG_FILE, read_config
+from pipeline.models.per_pixel import PerPixelConfig
 from pipeline.prompts import LearnedPrompt
 from schemas.config import WeightsConvertConfig, WeightsInspectConfig
 from schemas.errors import ModelError, OutputError, SegmillError
@@ -207,8 +209,12 @@ def _inspect_reference(file: WeightsFile) -> InspectResult:
         proposer = infer_config(parts.proposer, untold, str(file.path))
         load_proposer(parts, untold, str(file.path))
         facts["backbone"] = proposer.backbone.options
-        told = "queries hidden_channels decoder_layers mask_channels embedding_dim"
-        facts |= {name: getattr(proposer, name) for name in told.split()}
+        told = {"mask_channels", "embedding_dim"}
+        if isinstance(proposer, PerPixelConfig):
+            told |= {"architecture"}
+        else:
+            told |= {"queries", "hidden_channels", "decoder_layers"}
+        facts |= proposer.model_dump(include=told)
     except SegmillError as error:
         problems.append(str(error))
     for name, weights in (("clip", parts.clip), ("region_clip", parts.region_clip)):
@@ -239,11 +245,19 @@ def _inspect_directory(path: Path) -> InspectResult:
         facts = _clip_facts(described["model_cfg"])
         return InspectResult(path, "open_clip model", facts, {"clip": count})
     if (path / CONFIG_FILE).is_file():
-        proposer = load_config(path).model_dump(mode="json")
+        proposer = _proposer_config(path).model_dump(mode="json")
         weights = read_weights(path / "model.safetensors").weights
         count = sum(value.numel() for value in weights.values())
         return InspectResult(path, "proposer", proposer, {"proposer": count})
     raise ModelError(f"{path} has neither {CONFIG_FILE} nor {_OPEN_CLIP_CONFIG}")
+
+
+def _proposer_config(directory: Path) -> NetworkConfig:
+    """Read the config of whichever network of ours a directory holds."""
+    described = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    if "architecture" in described:
+        return read_config(directory, PerPixelConfig)
+    return load_config(directory)
 
 
 def _clip_facts(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -163,6 +163,11 @@ def _link(target: str, data: bytes) -> None:
         os.link(draft, target)  # unlike a rename, a link never replaces
     finally:
         os.unlink(draft)
+    folder = os.open(os.path.dirname(target), os.O_RDONLY)
+    try:
+        os.fsync(folder)  # or the name might not outlive a power failure that its reader saw
+    finally:
+        os.close(folder)
 
 
 def _write_draft(target: str, data: bytes) -> str:

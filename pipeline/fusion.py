@@ -4,7 +4,7 @@ Dimension key: Q proposals, K class names, D embedding, V valid proposals, H W p
 tile.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +18,7 @@ from pipeline.resize import Size
 LOGIT_SCALE: Final = 100.0
 
 # Bound on the floats of one tile of class scores and resized masks.
-_TILE_FLOATS: Final = 32 * 2**20
+TILE_FLOATS: Final = 32 * 2**20
 
 
 def query_probs(query_embeds_QD: Tensor, text_KD: Tensor, void_logits_Q: Tensor) -> Tensor:
@@ -84,16 +84,21 @@ class LabelMap:
     classes_HW: Tensor
     scores_HW: Tensor
 
+    @classmethod
+    def of(cls, tiles: Iterable["ScoreTile"], size: Size, device: torch.device) -> "LabelMap":
+        """Return the label of every pixel from the tiles of a score map (spec 2.7)."""
+        classes = torch.zeros(size, dtype=torch.int64, device=device)
+        scores = torch.zeros(size, dtype=torch.float32, device=device)
+        for tile in tiles:
+            best_TW, classes[tile.rows] = tile.scores_KTW.max(dim=0)
+            scores[tile.rows] = best_TW / tile.evidence_TW.clamp_min(1e-12)
+        return cls(classes, scores)
+
 
 def label_map(class_scores_QK: Tensor, mask_probs_QHW: Tensor, size: Size) -> LabelMap:
     """Return the label of every pixel of the original image of `size` (spec 2.7)."""
-    device = mask_probs_QHW.device
-    classes = torch.zeros(size, dtype=torch.int64, device=device)
-    scores = torch.zeros(size, dtype=torch.float32, device=device)
-    for tile in score_tiles(class_scores_QK, mask_probs_QHW, size):
-        best_TW, classes[tile.rows] = tile.scores_KTW.max(dim=0)
-        scores[tile.rows] = best_TW / tile.evidence_TW.clamp_min(1e-12)
-    return LabelMap(classes, scores)
+    tiles = score_tiles(class_scores_QK, mask_probs_QHW, size)
+    return LabelMap.of(tiles, size, mask_probs_QHW.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,16 +119,16 @@ def score_tiles(class_scores_QK: Tensor, mask_probs_QHW: Tensor, size: Size) -> 
     """
     height, width = size
     num_floats = width * sum(class_scores_QK.shape)
-    rows_per_tile = max(1, _TILE_FLOATS // num_floats)
-    taps = _bilinear_taps(mask_probs_QHW.shape[1], height, mask_probs_QHW.device)
+    rows_per_tile = max(1, TILE_FLOATS // num_floats)
+    taps = bilinear_taps(mask_probs_QHW.shape[1], height, mask_probs_QHW.device)
     for top in range(0, height, rows_per_tile):
         rows = slice(top, min(top + rows_per_tile, height))
-        masks_QTW = _resize_rows(mask_probs_QHW, [tap[rows] for tap in taps], width)
+        masks_QTW = resize_rows(mask_probs_QHW, [tap[rows] for tap in taps], width)
         summed_KTW = torch.einsum("qk,qtw->ktw", class_scores_QK, masks_QTW)
         yield ScoreTile(rows, summed_KTW, masks_QTW.sum(dim=0))
 
 
-def _bilinear_taps(source: int, target: int, device: torch.device) -> list[Tensor]:
+def bilinear_taps(source: int, target: int, device: torch.device) -> list[Tensor]:
     """Return lower index, upper index and upper weight per target position (half-pixel centres)."""
     scale = source / target
     centre = (torch.arange(target, device=device, dtype=torch.float32) + 0.5) * scale - 0.5
@@ -133,7 +138,7 @@ def _bilinear_taps(source: int, target: int, device: torch.device) -> list[Tenso
     return [lower, upper, centre - lower]
 
 
-def _resize_rows(values_QHW: Tensor, rows: list[Tensor], width: int) -> Tensor:
+def resize_rows(values_QHW: Tensor, rows: list[Tensor], width: int) -> Tensor:
     """Return some rows of the bilinearly resized maps, at the full target width."""
     top, bottom, down = rows
     if not len(values_QHW):  # interpolate refuses an empty batch

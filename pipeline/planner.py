@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pipeline.files import in_parallel, write_bytes
 from pipeline.fingerprints import Fingerprints
 from pipeline.parts import EMBEDDINGS_ROW_GROUP, RUNS, Share, read_columns
-from schemas.annotation import INVENTORY, LABELLED
+from schemas.annotation import LABELLED
 from schemas.manifest import DataFile, EmbeddingsFile
 
 # Given up for now, not for good: the store did not answer. Done again by the next run.
@@ -57,6 +57,8 @@ UNITS: Final = pa.schema(
         pa.field("path", pa.string(), nullable=False),  # of a Parquet file of the dataset
         pa.field("row_group", pa.int32(), nullable=False),
         pa.field("image_ids", pa.list_(pa.string())),  # the rows to take; null: all
+        # What opens each signed URL of the row group, in order: secret, so it is in no file.
+        pa.field("signatures", pa.list_(pa.string())),
     ]
 )
 
@@ -116,6 +118,7 @@ class Planner:
         self._files: list[DataFile] = []
         self._embeddings: list[EmbeddingsFile] = []
         self._own_from: int | None = None
+        self._signatures: dict[str, str] = {}  # not in the database, which is a file
 
     def __enter__(self) -> Self:
         return self
@@ -133,6 +136,9 @@ class Planner:
         """Take the images of the source, each uri once; return how many were repetitions."""
         for table in tables:
             self._insert("listed", "select image_id, uri, etag, size_bytes from arriving", table)
+            signed = table.filter(pc.is_valid(table["signature"]))
+            ids, signatures = (signed[name].to_pylist() for name in ("image_id", "signature"))
+            self._signatures |= zip(ids, signatures, strict=True)
         self._database.execute(
             "create or replace table inventory as "
             "select image_id, any_value(uri) uri, any_value(etag) etag, "
@@ -258,11 +264,17 @@ class Planner:
         for number, table in enumerate(_tables_of(reader, _ROWS_PER_TODO_FILE)):
             path = f"{RUNS}/{run_id}/todo/{number:06d}.parquet"
             buffer = BytesIO()
-            pq.write_table(table.cast(INVENTORY), buffer, row_group_size=unit_rows)
+            pq.write_table(table, buffer, row_group_size=unit_rows)
             write_bytes(dataset, path, buffer.getvalue())
-            groups = -(-len(table) // unit_rows)
-            units += [{"path": path, "row_group": group} for group in range(groups)]
+            for group, start in enumerate(range(0, len(table), unit_rows)):
+                signatures = self._signatures_of(table.slice(start, unit_rows))
+                units.append({"path": path, "row_group": group, "signatures": signatures})
         return Units(pa.Table.from_pylist(units, schema=UNITS), images)
+
+    def _signatures_of(self, table: pa.Table) -> list[str | None] | None:
+        if not self._signatures:
+            return None
+        return [self._signatures.get(image_id) for image_id in table["image_id"].to_pylist()]
 
     def _recall_units(self, *, relabels: bool) -> Units:
         found = self._database.execute(

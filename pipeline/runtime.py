@@ -98,7 +98,8 @@ def cluster(address: str, object_store_mb: int | None, actor_cpus: int) -> Itera
     # Ray's own lines would run between our progress; SEGMILL_LOG_LEVEL brings them back.
     level = logging.getLogger().getEffectiveLevel()
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "info" if level <= logging.INFO else "fatal")
-    logging.getLogger("ray").setLevel(level)
+    # Ray logs as errors, with tracebacks, what it tries again, and what reaches us as exceptions.
+    logging.getLogger("ray").setLevel(level if level <= logging.INFO else logging.CRITICAL)
     if address == "local":
         # Pool actors hold their CPUs for the whole run; decode tasks must find some besides.
         options["num_cpus"] = cores() + actor_cpus
@@ -112,9 +113,41 @@ def cluster(address: str, object_store_mb: int | None, actor_cpus: int) -> Itera
         reason = (str(error).strip().splitlines() or [""])[0]
         raise SettingsError(f"cannot reach Ray at {address!r}: {reason}") from None
     try:
-        yield
+        with _watched_node():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _watched_node() -> Iterator[None]:
+    """Say when a daemon of a local Ray dies: its C++ core then ends this process, silently."""
+    stop = threading.Event()
+    node = ray._private.worker._global_node  # there is no public way to its processes
+
+    daemons = [
+        (name, info.process)
+        for name in ("raylet", "gcs_server")
+        for info in (node.all_processes.get(name, []) if node is not None else [])
+    ]
+
+    def watch() -> None:
+        while not stop.wait(_POLL_S):
+            for name, process in daemons:
+                if process.poll() is not None:
+                    logger.error(
+                        "Ray's %s has died, which ends this run, within a minute; what was "
+                        "finished is kept: run again to go on", name,
+                    )  # fmt: skip
+                    return
+
+    thread = threading.Thread(target=watch, name="watched-node", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 @contextmanager

@@ -3,10 +3,11 @@
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from io import TextIOWrapper
+from io import BytesIO, TextIOWrapper
 from itertools import islice
 from pathlib import PurePosixPath
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
+from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow as pa
@@ -15,17 +16,32 @@ from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
 from s3fs import S3FileSystem
 
-from pipeline.storage import full_uri, hide_secrets, open_store, store_errors
+from pipeline.secrets import hide_secrets
+from pipeline.storage import full_uri, open_store, split_signature, store_errors, trust
+from pipeline.web import WebAccess, WebStore
 from schemas.annotation import INVENTORY, image_id
 from schemas.errors import SourceError
 
 LIST_SUFFIXES: Final = (".txt", ".parquet")
 BATCH_ROWS: Final = 10_000
+_MAX_WEB_LIST_BYTES: Final = 2**30
 _GLOB_CHARACTERS: Final = frozenset("*?[")
 
 logger = logging.getLogger(__name__)
 
 _Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ListRules:
+    """What a list of URIs may name: the rules for web servers, and whether it is trusted.
+
+    One that is not may name places of its own kind and of kinds less ours: a list on this machine
+    anything, one in a store stores and the web, one on the web the web.
+    """
+
+    web: WebAccess | None = None
+    trusted: bool = False
 
 
 @dataclass
@@ -39,6 +55,7 @@ class Listing:
 
     source: str
     extensions: Sequence[str]
+    rules: ListRules = ListRules()
     ignored: int = 0
 
     def __iter__(self) -> Iterator[pa.Table]:
@@ -55,9 +72,17 @@ class Listing:
             raise SourceError(f"{hide_secrets(self.source)} holds no images{hint}")
 
     def _rows(self) -> Iterator[_Row]:
-        fs, path = open_store(self.source, SourceError)
-        if path.lower().endswith(LIST_SUFFIXES) and fs.isfile(path):
-            yield from _read_list(fs, path, self.source)
+        if split_signature(self.source)[1]:
+            raise SourceError(
+                f"{hide_secrets(self.source)} carries a signature, and where the images came from "
+                "is recorded; name such URLs in a list"
+            )
+        fs, path = open_store(self.source, SourceError, self.rules.web)
+        on_the_web = isinstance(fs, WebStore)
+        if _is_list(fs, path) and (on_the_web or fs.isfile(path)):
+            yield from _List(self.source, fs, path, self.rules).rows()
+        elif on_the_web:
+            yield _row(path, None, None)
         elif _GLOB_CHARACTERS & set(path) and not fs.exists(path):
             yield from self._files(fs, fs.glob(path, detail=True).values())
         elif fs.isfile(path):
@@ -120,8 +145,16 @@ def _extension(path: str) -> str:
     return PurePosixPath(path).suffix.lower().lstrip(".")
 
 
-def _row(uri: str, etag: str | None, size_bytes: int | None) -> _Row:
-    return {"image_id": image_id(uri), "uri": uri, "etag": etag, "size_bytes": size_bytes}
+def _row(full: str, etag: str | None, size_bytes: int | None) -> _Row:
+    # Recorded without what signs it: that is secret, and another one at every signing.
+    uri, signature = split_signature(full)
+    return {
+        "image_id": image_id(uri),
+        "uri": uri,
+        "etag": etag,
+        "size_bytes": size_bytes,
+        "signature": signature,
+    }
 
 
 def _is_text(uri: str) -> bool:
@@ -142,47 +175,79 @@ def _etag(info: dict[str, Any]) -> str | None:
     return None
 
 
-def _read_list(fs: fsspec.AbstractFileSystem, path: str, source: str) -> Iterator[_Row]:
-    with fs.open(path, "rb") as file:
-        if path.lower().endswith(".parquet"):
-            yield from _parquet_rows(pq.ParquetFile(file), source)
-            return
+def _is_list(fs: fsspec.AbstractFileSystem, path: str) -> bool:
+    return _name(fs, path).endswith(LIST_SUFFIXES)
+
+
+def _name(fs: fsspec.AbstractFileSystem, path: str) -> str:
+    return (urlsplit(path).path if isinstance(fs, WebStore) else path).lower()
+
+
+@dataclass(frozen=True)
+class _List:
+    """A list of URIs: text with one a line, or Parquet with a column `uri`, perhaps `etag`."""
+
+    source: str
+    fs: fsspec.AbstractFileSystem
+    path: str
+    rules: ListRules
+
+    def rows(self) -> Iterator[_Row]:
+        """Yield the rows; raises SourceError that names the line or row of a wrong entry."""
+        with self._open() as file:
+            if _name(self.fs, self.path).endswith(".parquet"):
+                yield from self._parquet_rows(pq.ParquetFile(file))
+                return
+            try:
+                for number, line in enumerate(TextIOWrapper(file, "utf-8-sig"), start=1):
+                    entry = line.strip()
+                    if entry and not entry.startswith("#"):
+                        yield self._row(entry, None, f"line {number}")
+            except UnicodeDecodeError:
+                raise SourceError(f"{hide_secrets(self.source)} is not UTF-8 text") from None
+
+    def _open(self) -> BinaryIO:
+        if not isinstance(self.fs, WebStore):
+            opened: BinaryIO = self.fs.open(self.path, "rb")
+            return opened
+        data = self.fs.cat_file(self.path, end=_MAX_WEB_LIST_BYTES + 1)
+        if len(data) > _MAX_WEB_LIST_BYTES:
+            raise SourceError(f"{hide_secrets(self.source)} has over {_MAX_WEB_LIST_BYTES} bytes")
+        return BytesIO(data)
+
+    def _parquet_rows(self, file: pq.ParquetFile) -> Iterator[_Row]:
+        names = file.schema_arrow.names
+        shown = hide_secrets(self.source)
+        if "uri" not in names:
+            raise SourceError(f"{shown} has no column `uri`; it has {', '.join(names)}")
+        columns = [name for name in ("uri", "etag") if name in names]
+        number = 0
+        for batch in file.iter_batches(BATCH_ROWS, columns=columns):
+            for row in batch.to_pylist():
+                uri, etag = row["uri"], row.get("etag")
+                if not isinstance(uri, str) or not uri:
+                    raise SourceError(f"{shown}, row {number}: uri is {uri!r}, not text")
+                if not isinstance(etag, str | None):
+                    raise SourceError(f"{shown}, row {number}: etag is {etag!r}, not text")
+                yield self._row(uri, etag, f"row {number}")
+                number += 1
+
+    def _row(self, entry: str, etag: str | None, where: str) -> _Row:
+        """Return the row of an entry; a local file gets its etag, which costs no request.
+
+        Raises SourceError where it is no URI, or none that this list may name.
+        """
         try:
-            for number, line in enumerate(TextIOWrapper(file, "utf-8-sig"), start=1):
-                entry = line.strip()
-                if entry and not entry.startswith("#"):
-                    yield _listed_row(entry, None, f"{source}, line {number}")
-        except UnicodeDecodeError:
-            raise SourceError(f"{hide_secrets(source)} is not UTF-8 text") from None
-
-
-def _parquet_rows(file: pq.ParquetFile, source: str) -> Iterator[_Row]:
-    names = file.schema_arrow.names
-    if "uri" not in names:
-        raise SourceError(f"{hide_secrets(source)} has no column `uri`; it has {', '.join(names)}")
-    columns = [name for name in ("uri", "etag") if name in names]
-    number = 0
-    for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-        for row in batch.to_pylist():
-            uri, etag = row["uri"], row.get("etag")
-            if not isinstance(uri, str) or not uri:
-                raise SourceError(f"{hide_secrets(source)}, row {number}: uri is {uri!r}, not text")
-            if not isinstance(etag, str | None):
+            fs, path = open_store(entry, SourceError, self.rules.web)
+            if trust(fs) > trust(self.fs) and not self.rules.trusted:
                 raise SourceError(
-                    f"{hide_secrets(source)}, row {number}: etag is {etag!r}, not text"
+                    f"{hide_secrets(entry)} is nothing that a list from there may name, unless "
+                    "trust_lists is on"
                 )
-            yield _listed_row(uri, etag, f"{source}, row {number}")
-            number += 1
-
-
-def _listed_row(entry: str, etag: str | None, where: str) -> _Row:
-    """Return the row of a listed uri; a local file gets its etag, which costs no request."""
-    try:
-        fs, path = open_store(entry, SourceError)
-    except SourceError as error:
-        raise SourceError(f"{where}: {error}") from None
-    uri = full_uri(fs, path)
-    if etag is None and isinstance(fs, LocalFileSystem) and fs.isfile(path):
-        info = fs.info(path)
-        return _row(uri, _etag(info), int(info["size"]))
-    return _row(uri, etag, None)
+        except SourceError as error:
+            raise SourceError(f"{hide_secrets(self.source)}, {where}: {error}") from None
+        uri = full_uri(fs, path)
+        if etag is None and isinstance(fs, LocalFileSystem) and fs.isfile(path):
+            info = fs.info(path)
+            return _row(uri, _etag(info), int(info["size"]))
+        return _row(uri, etag, None)

@@ -6,42 +6,57 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
 from fsspec.core import split_protocol
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
+from pipeline.secrets import hide_secrets
+from pipeline.web import WEB_SCHEMES, RefusedError, WebAccess, WebStore, web_store
 from schemas.errors import SegmillError, SettingsError
 
-# Other schemes of fsspec would work but were not tried; http(s) waits for address checks.
+__all__ = [
+    "SCHEMES", "describe", "full_uri", "hide_secrets", "join_signature", "open_store",
+    "split_signature", "store_errors", "trust",
+]  # fmt: skip
+
+# Other schemes of fsspec would work but were not tried. http(s) only where the rules are given.
 SCHEMES: Final = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "memory")
 
-_USER_INFO: Final = re.compile(r"(\b[\w+.-]+://)[^\s/@]+@")
-# A name that holds a question mark is a name; these parameters are what signed URLs carry.
-_SIGNED_QUERY: Final = re.compile(
-    r"(://[^\s?]+)\?[^\s'\"#]*(?:signature|token|credential|sig|secret|key)[^\s=]*=[^\s'\"#]*", re.I
+# Parameters of a signed URL: what opens it, and what only says how and until when.
+_SIGNING: Final = re.compile(
+    r"x-(amz|goog)-|(.*(signature|token|credential|secret|passw|api.?key|access.?key))"
+    r"|(sig|se|st|sp|sv|sr|spr|skoid|sktid|skt|ske|sks|skv|expires|policy|key-pair-id"
+    r"|awsaccesskeyid|googleaccessid|auth|key)$",
+    re.I,
 )
-
 logger = logging.getLogger(__name__)
 
 
-def open_store(url: str, error: type[SettingsError]) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the file system of `url` and the path in it.
+def open_store(
+    url: str, error: type[SettingsError], web: WebAccess | None = None
+) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system of `url` and the path in it; http(s) only under the rules of `web`.
 
     Endpoint and credentials are found the way s3fs and the AWS SDK find them: environment
     (AWS_ENDPOINT_URL, AWS_PROFILE, ...), profile files, instance role. Raises `error` for an
     unknown scheme, for credentials inside the URL, and for a scheme whose package is absent.
     """
     protocol, _ = split_protocol(url)
-    if protocol is not None and protocol not in SCHEMES:
+    known = SCHEMES if web is None else SCHEMES + WEB_SCHEMES
+    if protocol is not None and protocol not in known:
         raise error(
             f"scheme {protocol!r} of {hide_secrets(url)} is not supported; there are "
-            f"{', '.join(SCHEMES)} and plain paths"
+            f"{', '.join(known)} and plain paths"
         )
     if protocol not in (None, "file") and "@" in urlsplit(url).netloc:
         raise error(f"{hide_secrets(url)} carries credentials; give them by environment or profile")
     if not url.strip():
         raise error("an empty path was given")
+    if web is not None and protocol in WEB_SCHEMES:
+        return web_store(web), url
     target = url if protocol else os.path.abspath(os.path.expanduser(url))
     options: dict[str, Any] = {"use_listings_cache": False} if protocol in {"s3", "s3a"} else {}
     try:
@@ -57,9 +72,33 @@ def full_uri(fs: fsspec.AbstractFileSystem, path: str) -> str:
     return str(fs.unstrip_protocol(path))
 
 
-def hide_secrets(text: str) -> str:
-    """Return `text` with every URL in it bared of user information and of a signed query."""
-    return _SIGNED_QUERY.sub(r"\1", _USER_INFO.sub(r"\1", text))
+def trust(fs: fsspec.AbstractFileSystem) -> int:
+    """Return how far a place is ours: 2 this machine, 1 a store with our credentials, 0 the web."""
+    if isinstance(fs, LocalFileSystem | MemoryFileSystem):
+        return 2
+    return 0 if isinstance(fs, WebStore) else 1
+
+
+def split_signature(url: str) -> tuple[str, str | None]:
+    """Return an http(s) URL without what signs it, and that part of its query, None if none.
+
+    The first is the same whenever the URL is signed anew, and may be recorded.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in WEB_SCHEMES or not parts.query:
+        return url, None
+    pairs = parts.query.split("&")
+    signing = [pair for pair in pairs if _SIGNING.match(pair.partition("=")[0])]
+    kept = "&".join(pair for pair in pairs if pair not in signing)
+    return urlunsplit(parts._replace(query=kept)), "&".join(signing) or None
+
+
+def join_signature(url: str, signature: str | None) -> str:
+    """Return the signed URL again."""
+    if signature is None:
+        return url
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(query="&".join(filter(None, (parts.query, signature)))))
 
 
 @contextmanager
@@ -77,8 +116,13 @@ def store_errors(action: str, url: str, error: type[SettingsError]) -> Iterator[
 def describe(cause: BaseException) -> str:
     """Return in one line what a store's exception means to a user."""
     name = type(cause).__name__
+    reason = getattr(cause, "os_error", cause)  # aiohttp wraps what connecting raised
+    if isinstance(reason, RefusedError | SegmillError):
+        return _first_line(reason)
     if isinstance(cause, FileNotFoundError):
         return "it does not exist"
+    if isinstance(cause, TimeoutError):
+        return "the store did not answer in time"
     if isinstance(cause, PermissionError):
         return f"access is denied ({_first_line(cause)})"
     if isinstance(cause, NotADirectoryError):

@@ -51,6 +51,7 @@ _CONTENT: Final[list[pa.Field]] = [
     pa.field("height", pa.int32()),  # of the original after EXIF orientation
     pa.field("width", pa.int32()),
     pa.field("exif_orientation", pa.int8()),  # 1 to 8 as found in the file, 1 when absent
+    pa.field("frames", pa.int32()),  # or pages, of which the first is used; null where unknown
     pa.field("status", pa.string(), nullable=False),
     pa.field("error", ERROR),
 ]
@@ -61,7 +62,14 @@ _PIXELS: Final[list[pa.Field]] = [
     pa.field("image_width", pa.int32()),
 ]
 
-INVENTORY: Final = pa.schema([*_IDENTITY, pa.field("size_bytes", pa.int64())])
+INVENTORY: Final = pa.schema(
+    [
+        *_IDENTITY,
+        pa.field("size_bytes", pa.int64()),
+        # What of the query of a signed URL opens it: used to fetch, and written nowhere.
+        pa.field("signature", pa.string()),
+    ]
+)
 
 DECODED: Final = pa.schema([*_IDENTITY, *_CONTENT, *_PIXELS])
 
@@ -72,6 +80,8 @@ PROPOSALS: Final[list[pa.Field]] = [
     pa.field("n_proposals", pa.int32(), nullable=False),
     pa.field("query_embeds", pa.large_binary()),  # float32 (Q, D), unit length; null: no head
     pa.field("void_logits", pa.large_binary()),  # float32 (Q,), logit of "no object"
+    # (D, h, w) on the grid of masks, of a network that proposes none, see pixels.py
+    pa.field("pixel_embeds", pa.large_binary()),
 ]
 
 PROPOSED: Final = pa.schema([*DECODED, *PROPOSALS])

@@ -35,6 +35,39 @@ class SourceSettings(Config):
     max_image_pixels: int = Field(
         100_000_000, gt=0, description="images of more pixels are quarantined undecoded"
     )
+    max_image_frames: int = Field(
+        10_000,
+        gt=0,
+        description="files of more frames or pages are quarantined; of fewer the first is taken",
+    )
+    max_decode_seconds: float = Field(
+        30.0, gt=0, description="processor time that decoding one image may take"
+    )
+    max_decode_mb: int = Field(
+        2048, ge=64, description="memory that decoding one image may take, in MiB"
+    )
+    jpeg_draft: bool = Field(
+        False,
+        description="decode JPEGs of more than twice the needed size at 1/2, 1/4 or 1/8: faster, "
+        "but pixels differ from the paper's resize, by 1 to 2 of 255 levels on average",
+    )
+    fetch_attempts: int = Field(
+        4,
+        ge=1,
+        description="times that an image is asked for before its store is called unavailable",
+    )
+    web_timeout_seconds: float = Field(
+        60.0, gt=0, description="time that a web server has for one image"
+    )
+    allow_private_addresses: bool = Field(
+        False,
+        description="let http(s) URLs lead to private, loopback, link-local and metadata addresses",
+    )
+    trust_lists: bool = Field(
+        False,
+        description="let a list read from a store name local files, and one read from the web "
+        "name local files and stores",
+    )
 
 
 class ProposerSettings(Config):
@@ -268,7 +301,12 @@ class WeightsConvertConfig(Config):
     pixel_std: tuple[float, float, float] = Field(
         (58.395, 57.12, 57.375), description="standard deviation of the proposer's input, RGB"
     )
-    size_divisibility: int = Field(32, ge=1, description="images are padded to a multiple of this")
+    size_divisibility: int | None = Field(
+        None,
+        ge=1,
+        description="images are padded to a multiple of this; if absent 32 for a MaskFormer, 1 for "
+        "a per-pixel network",
+    )
     short_edge: int = Field(640, ge=16, description="shorter side of the images it was tested on")
     long_edge: int = Field(2560, ge=16, description="limit of their longer side")
     clip_text_heads: int | None = Field(

@@ -7,6 +7,7 @@ SegmillError
 │   ├── OutputError      the dataset cannot be written or read
 │   └── ModelError       a model is unknown, absent, or does not fit its partner
 ├── TrainingError        a training cannot go on: its loss is no number, or a file went bad
+├── StoreUnavailableError  a store does not answer; what is done is kept, run again later
 ├── SchemaError          a stage returned other columns than it promised
 ├── LockedError          another run holds the dataset, exit code 3
 └── PublicationError     another run published this version first
@@ -41,6 +42,10 @@ class ModelError(SettingsError):
 
 class TrainingError(SegmillError):
     """A training cannot go on, and would not if it were repeated; the message names the step."""
+
+
+class StoreUnavailableError(SegmillError):
+    """A store gave no image of a whole batch, after every attempt; another run may go on."""
 
 
 class SchemaError(SegmillError):

@@ -26,9 +26,9 @@ class Inventory:
     repeated: int
 
 
-def take_inventory(source, extensions):
+def take_inventory(source, extensions, *rules):
     """Return all images of a source in one table, in order of uri and each once."""
-    listing = Listing(source, extensions)
+    listing = Listing(source, extensions, *rules)
     rows = [row for table in listing for row in table.to_pylist()]
     unique = {row["uri"]: row for row in rows}
     images = pa.Table.from_pylist([unique[uri] for uri in sorted(unique)], schema=INVENTORY)

@@ -16,7 +16,10 @@ from jobs.annotate import annotate
 from jobs.cli import main
 from jobs.evaluate import evaluate
 from pipeline.dataset import newest_version, read_manifest
+from pipeline.models import find_proposer
 from pipeline.models.embedded import EMBEDDED_VOCABULARY
+from pipeline.models.maskformer import BackboneConfig
+from pipeline.models.per_pixel import PerPixel, PerPixelConfig
 from pipeline.synthetic import make_scene
 from schemas.config import AnnotateConfig, EvaluateConfig
 from tests.dataset_checks import check_rows, rows_of
@@ -84,6 +87,32 @@ def test_bad_files_are_rows_and_decide_the_exit_code(
     assert "nothing has changed" in capsys.readouterr().err
 
 
+def test_the_per_pixel_baseline_is_an_option_of_the_same_command(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip_dim = find_proposer("maskformer").describe(None).embedding_dim
+    backbone = BackboneConfig(name="resnet18", options={"channels": [8, 8, 16, 16]})
+    network = PerPixelConfig(
+        backbone=backbone, fpn_channels=32, embedding_dim=clip_dim or 0, short_edge=96
+    )
+    PerPixel(network).save(tmp_path / "fcn")
+    output = str(tmp_path / "labels")
+    flags = ["--proposer", "per-pixel", "--proposer-weights", str(tmp_path / "fcn")]
+    arguments = ["annotate", str(scenes / "images"), "--output", output, *flags]
+    arguments += ["--vocabulary", str(EMBEDDED_VOCABULARY), "--keep-embeddings"]
+    assert main([*arguments, "--ensemble-weight", "0.7"]) == 0
+    rows = rows_of(output)
+    check_rows(rows, whole=True)
+    assert [(row["status"], row["n_proposals"]) for row in rows] == [("labelled", 0)] * 12
+    # Pixel embeddings do not depend on what is asked of them: no image is read again.
+    assert main([*arguments, "--ensemble-weight", "0.4"]) == 0
+    assert read_manifest(output).changes.from_embeddings == 12
+    again = rows_of(output)
+    assert [row["segments"] for row in again] != [row["segments"] for row in rows]
+    assert main([*arguments, "--oracle-truth", str(scenes / "truth")]) == 2
+    assert "'per-pixel' makes none" in capsys.readouterr().err
+
+
 def test_from_a_bucket_into_a_bucket(scenes: Path, s3_server: S3Server) -> None:
     fs = s3fs.S3FileSystem()
     fs.mkdir("pictures")
@@ -142,6 +171,24 @@ def test_weight_free_proposals_label_photos(tmp_path: Path) -> None:
     check_rows(rows, whole=True)
     assert [(row["height"], row["width"]) for row in rows] == [(150, 200)] * 3
     assert all(row["n_proposals"] > 3 for row in rows)
+
+
+def test_an_image_that_kills_its_decoder_costs_only_itself(scenes: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for index in range(10):  # more than one block, so that workers decode on after the death
+        shutil.copy(scenes / "images" / f"{index:03}.png", folder)
+    Image.new("RGB", (9000, 9000)).save(folder / "004-slow.png", compress_level=1)
+    later = [Image.new("RGB", (6, 4), colour) for colour in ("red", "blue")]
+    Image.new("RGB", (6, 4)).save(folder / "moving.gif", save_all=True, append_images=later)
+    output = str(tmp_path / "labels")
+    result = annotate(config(str(folder), output, max_decode_seconds=0.2, max_bad_fraction=1.0))
+    assert result.counts.reasons == {"decode/too_slow": 1}
+    rows = {Path(row["uri"]).name: row for row in rows_of(output)}
+    check_rows(rows.values(), whole=True)
+    assert rows["004-slow.png"]["error"]["code"] == "too_slow"
+    assert (rows["000.png"]["frames"], rows["moving.gif"]["frames"]) == (1, 3)
+    assert rows["004-slow.png"]["frames"] is None
 
 
 def test_two_runs_give_equal_labels(scenes: Path, tmp_path: Path) -> None:

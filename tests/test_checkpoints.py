@@ -14,6 +14,7 @@ from pipeline.models.checkpoint_file import read_weights
 from pipeline.models.checkpoints import Untold, load_proposer, take_apart
 from pipeline.models.clip import Clip, ClipSource, text_vectors
 from pipeline.models.maskformer import BackboneConfig, MaskFormer, MaskFormerConfig, build_backbone
+from pipeline.models.per_pixel import PerPixel
 from pipeline.prompts import LearnedPrompt, load_prompts
 from schemas.config import WeightsConvertConfig, WeightsInspectConfig
 from schemas.errors import ModelError, OutputError, SettingsError
@@ -474,3 +475,57 @@ def test_the_head_of_the_paper_has_the_published_number_of_parameters():
     count = sum(value.numel() for value in model.parameters())
     count -= sum(value.numel() for value in model.backbone.parameters())
     assert count / 1e6 == pytest.approx(18.5, abs=0.05)
+
+
+def per_pixel_of(reference):
+    """The checkpoint of a per-pixel network with the backbone and pixel decoder of another."""
+    noise = torch.Generator().manual_seed(5)
+    head = ("sem_seg_head.predictor.", "clip_adapter.non_object", "criterion.")
+    weights = {name: value for name, value in reference.items() if not name.startswith(head)}
+    weights["sem_seg_head.predictor.weight"] = torch.randn(DIM, MASK, 1, 1, generator=noise)
+    weights["sem_seg_head.predictor.bias"] = torch.randn(DIM, generator=noise)
+    return weights
+
+
+@pytest.mark.parametrize(
+    "arrange", [dict, first_layout, doubled], ids=["today", "first", "doubled"]
+)
+@torch.no_grad()
+def test_a_per_pixel_checkpoint_is_converted(arrange, reference, safetensors_file, tmp_path):
+    weights = arrange(per_pixel_of(reference))
+    save_file(weights, tmp_path / "fcn.safetensors")
+    result = convert(settings(tmp_path / "fcn.safetensors", tmp_path / "out", short_edge=96))
+    network = PerPixel.load(result.proposer)
+    shared = load(safetensors_file)
+    features = shared.pixel_decoder(shared.backbone(PIXELS)).last_hidden_state
+    expected = torch.nn.functional.conv2d(
+        features, weights["sem_seg_head.predictor.weight"], weights["sem_seg_head.predictor.bias"]
+    )
+    torch.testing.assert_close(network(PIXELS), expected)
+    config = network.config
+    assert (config.embedding_dim, config.mask_channels, config.fpn_channels) == (DIM, MASK, FPN)
+    assert (config.size_divisibility, config.short_edge) == (1, 96)
+    assert shared.config.size_divisibility == 32
+    assert result.clip and result.prompt
+    told = settings(tmp_path / "fcn.safetensors", tmp_path / "padded", size_divisibility=8)
+    assert PerPixel.load(convert(told).proposer).config.size_divisibility == 8
+
+    found = inspect(WeightsInspectConfig(weights=tmp_path / "fcn.safetensors"))
+    assert (found.facts["architecture"], found.problems) == ("per-pixel", ())
+    written = inspect(WeightsInspectConfig(weights=result.proposer))
+    assert (written.kind, written.facts["architecture"]) == ("proposer", "per-pixel")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (drop("sem_seg_head.predictor.bias"), "missing sem_seg_head.predictor.bias"),
+        (put("sem_seg_head.predictor.query_embed.weight", 5, 16), "unexpected sem_seg_head.pred"),
+        (put("sem_seg_head.predictor.weight", DIM, 7, 1, 1), r"predictor.weight has shape \(8, 7,"),
+        (put("clip_adapter.non_object_embedding", 1, DIM), "unexpected clip_adapter.non_object"),
+    ],
+)
+def test_every_key_of_a_per_pixel_checkpoint_must_fit(change, message, reference, tmp_path):
+    save_file(broken(per_pixel_of(reference), change), tmp_path / "fcn.safetensors")
+    with pytest.raises(ModelError, match=message):
+        convert(settings(tmp_path / "fcn.safetensors", tmp_path / "out"))

@@ -100,13 +100,14 @@ def test_wrong_settings_are_one_line_and_exit_code_2(
             ["--clip", "ViT-B-16", "--clip-weights", "openai"],
             "'maskformer' has query embeddings of 128 dimensions, clip 'ViT-B-16' has 512",
         ),
+        (["--proposer", "per-pixel"], "needs proposer_weights"),
         (["--prompts", "a photo of"], "no template set"),
         (["--short-edge", "900", "--long-edge", "100"], "900"),
     ],
     ids=[
         "unknown proposer", "no weights", "nothing to score with", "unknown classifier",
         "unknown architecture", "no tag", "no weight file", "unknown tag", "embedding sizes differ",
-        "unknown prompts", "edges in the wrong order",
+        "pixels without weights", "unknown prompts", "edges in the wrong order",
     ],
 )  # fmt: skip
 def test_unusable_models_are_found_before_any_work(

@@ -16,6 +16,7 @@ from pipeline.segments import decode_label_map
 from pipeline.stages.fetch import FetchDecode
 from pipeline.stages.propose import Propose
 from schemas.annotation import ANNOTATED, LABELLED, conform
+from schemas.config import SourceSettings
 from schemas.errors import ModelError
 from schemas.vocabulary import Vocabulary
 from tests.classify import make_classify
@@ -146,7 +147,7 @@ def test_a_whole_classify_stage_tells_red_from_black(saved, scenes, family, prec
     source = ClipSource(saved(family), precision=precision)
     text_KD = colours(Clip.load(source))
     stage = make_classify(source, text_KD, ("red", "black"), crop_batch=3)
-    fetch = FetchDecode(48, 96, max_image_bytes=50_000, max_image_pixels=100_000)
+    fetch = FetchDecode(48, 96, SourceSettings())
     propose = Propose("felzenszwalb", None, 32, "float16")
     with caplog.at_level(logging.WARNING, "pipeline"):
         decoded = fetch(take_inventory(str(scenes), ("png",)).images)

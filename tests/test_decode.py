@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.decode import BadImage, decode_image
+from pipeline.decode import BadImage, DecodeSettings, decode_image, decode_resized
 
 MAX_PIXELS = 100_000_000
+MAX_FRAMES = 1000
 ORIENTATION = 0x0112
 RED, GREEN, BLUE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0)
 
@@ -22,7 +23,7 @@ def encode(image, format, **options):
 
 def decode(data):
     """Return the pixels (H, W, 3) of a file."""
-    return np.asarray(decode_image(data, MAX_PIXELS).image)
+    return np.asarray(decode_image(data, MAX_PIXELS, MAX_FRAMES).image)
 
 
 def corners():
@@ -63,8 +64,8 @@ def test_every_exif_orientation_is_brought_upright(orientation, format, options)
     stored = corners() if turn is None else corners().transpose(turn)
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    decoded = decode_image(encode(stored, format, exif=exif, **options), MAX_PIXELS)
-    assert decoded.exif_orientation == orientation
+    decoded = decode_image(encode(stored, format, exif=exif, **options), MAX_PIXELS, MAX_FRAMES)
+    assert decoded.origin.exif_orientation == orientation
     np.testing.assert_array_equal(decoded.image, corners())
 
 
@@ -82,8 +83,8 @@ def test_a_jpeg_of_a_phone_held_upright_is_portrait():
 def test_an_orientation_that_does_not_exist_turns_nothing(orientation):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    decoded = decode_image(encode(corners(), "PNG", exif=exif), MAX_PIXELS)
-    assert decoded.exif_orientation == 1
+    decoded = decode_image(encode(corners(), "PNG", exif=exif), MAX_PIXELS, MAX_FRAMES)
+    assert decoded.origin.exif_orientation == 1
     np.testing.assert_array_equal(decoded.image, corners())
 
 
@@ -188,6 +189,63 @@ def test_the_first_frame_of_an_animation_is_taken(format):
     assert (pixels == RED).all()
 
 
+def test_a_format_that_runs_a_program_is_no_image(tmp_path, monkeypatch):
+    # Pillow hands EPS to Ghostscript, which it looks up by name.
+    marker = tmp_path / "ran"
+    for name in ("gs", "gswin64c"):
+        (tmp_path / name).write_text(f"#!/bin/sh\ntouch {marker}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    data = encode(corners(), "EPS")
+    with pytest.raises(BadImage) as caught:
+        decode(data)
+    assert caught.value.code == "not_an_image"
+    assert not marker.exists()
+
+
+def test_large_grey_images_are_scaled_as_a_whole():
+    # Over more than one strip: the brightest value of all decides the scale.
+    values = np.zeros((1100, 1000), dtype=np.float32)
+    values[0, 0], values[-1, -1] = 500.0, 1000.0
+    pixels = decode(encode(Image.fromarray(values), "TIFF"))
+    assert (pixels[0, 0, 0], pixels[-1, -1, 0], pixels.max()) == (128, 255, 255)
+
+
+def smooth_jpeg(height, width, **options):
+    """Return a JPEG photo-like in that its detail is larger than some pixels."""
+    noise = np.random.default_rng(0).integers(0, 256, (height // 20, width // 20, 3), np.uint8)
+    scene = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+    return encode(scene, "JPEG", quality=92, **options)
+
+
+def resized(data, jpeg_draft, edges=(64, 256)):
+    return decode_resized(data, DecodeSettings(*edges, MAX_PIXELS, MAX_FRAMES, 9, 999, jpeg_draft))
+
+
+@pytest.mark.parametrize("orientation", [1, 6], ids=["upright", "turned"])
+def test_a_draft_of_a_large_jpeg_is_near_the_exact_image(orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = smooth_jpeg(800, 1200, exif=exif)
+    exact, draft = resized(data, False), resized(data, True)
+    assert draft.origin == exact.origin
+    assert {draft.origin.height, draft.origin.width} == {800, 1200}
+    assert draft.pixels_HW3.shape == exact.pixels_HW3.shape
+    difference = np.abs(draft.pixels_HW3.astype(int) - exact.pixels_HW3)
+    assert 0 < difference.mean() < 1.5
+    assert difference.max() < 30
+
+
+@pytest.mark.parametrize(
+    "data",
+    [smooth_jpeg(200, 300), encode(corners().resize((900, 600)), "PNG")],
+    ids=["less than four times as large", "no jpeg"],
+)
+def test_other_images_are_the_same_with_drafts_allowed(data):
+    exact, draft = resized(data, False), resized(data, True)
+    np.testing.assert_array_equal(draft.pixels_HW3, exact.pixels_HW3)
+
+
 def photo_bytes(format):
     noise = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
     return encode(Image.fromarray(noise), format)
@@ -218,7 +276,7 @@ def photo_bytes(format):
 )
 def test_a_file_that_is_no_image_gets_a_verdict(data, code):
     with pytest.raises(BadImage) as caught:
-        decode_image(data, MAX_PIXELS)
+        decode_image(data, MAX_PIXELS, MAX_FRAMES)
     assert caught.value.code == code
     assert str(caught.value)
     assert "\n" not in str(caught.value)
@@ -228,15 +286,15 @@ def test_a_file_that_is_no_image_gets_a_verdict(data, code):
 def test_an_image_of_too_many_pixels_is_not_decoded(limit):
     data = encode(corners(), "PNG")
     with pytest.raises(BadImage) as caught:
-        decode_image(data, limit)
+        decode_image(data, limit, MAX_FRAMES)
     assert caught.value.code == "too_many_pixels"
-    assert decode_image(data, 6).image.size == (3, 2)
+    assert decode_image(data, 6, MAX_FRAMES).image.size == (3, 2)
 
 
 def test_the_limit_of_one_call_does_not_outlive_it():
     data = encode(corners(), "PNG")
     with pytest.raises(BadImage):
-        decode_image(data, 1)
+        decode_image(data, 1, MAX_FRAMES)
     assert Image.open(io.BytesIO(data)).size == (3, 2)
 
 
@@ -247,7 +305,7 @@ def test_damaged_bytes_give_an_image_or_a_verdict(format, seed):
     damaged = np.frombuffer(photo_bytes(format), dtype=np.uint8).copy()
     damaged[generator.integers(0, len(damaged), 20)] = generator.integers(0, 256, 20)
     try:
-        decoded = decode_image(damaged.tobytes(), 10_000_000)
+        decoded = decode_image(damaged.tobytes(), 10_000_000, MAX_FRAMES)
     except BadImage:
         return
     assert decoded.image.mode == "RGB"
@@ -266,13 +324,13 @@ def test_awkward_and_hostile_files_decode_or_get_a_verdict(shared):
     for record in records:
         name, data = record["file"], (shared / "odd" / record["file"]).read_bytes()
         try:
-            decoded = decode_image(data, MAX_PIXELS)
+            decoded = decode_image(data, MAX_PIXELS, MAX_FRAMES)
         except BadImage as verdict:
             outcome = f"{verdict.code}: {verdict}"
         else:
             outcome = "ok" if decoded.image.mode == "RGB" else decoded.image.mode
             height, width = np.asarray(decoded.image).shape[:2]
-            assert height > 0 < width and 1 <= decoded.exif_orientation <= 8
+            assert height > 0 < width and 1 <= decoded.origin.exif_orientation <= 8
         is_good = record["pillow13_outcome"] == "ok" or name in _GOOD_FIRST_FRAME
         if (outcome == "ok") != is_good:
             unexpected[name] = outcome
@@ -286,9 +344,10 @@ def test_photos_of_every_orientation_show_the_same_scene(shared, shape):
     with (shared / "odd" / "manifest.csv").open(newline="") as file:
         records = [row for row in csv.DictReader(file) if f"/{shape}_" in row["source"]]
     decoded = [
-        decode_image((shared / "odd" / row["file"]).read_bytes(), MAX_PIXELS) for row in records
+        decode_image((shared / "odd" / row["file"]).read_bytes(), MAX_PIXELS, MAX_FRAMES)
+        for row in records
     ]
-    assert [image.exif_orientation for image in decoded] == [1, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert [image.origin.exif_orientation for image in decoded] == [1, 1, 2, 3, 4, 5, 6, 7, 8]
     small = [np.asarray(image.image.resize((16, 16))).astype(float) for image in decoded]
     assert len({image.image.size for image in decoded}) == 1
     # The photos carry their number, hence a tolerance.

@@ -9,8 +9,9 @@ from PIL import Image
 
 from jobs.cli import main
 from jobs.evaluate import evaluate
-from pipeline.dataset import publish, write_part
+from pipeline.dataset import publish
 from pipeline.metrics import BoundaryCounts
+from pipeline.parts import write_images
 from pipeline.segments import encode_segments
 from schemas.annotation import ANNOTATED, LABELLED, QUARANTINED, image_id
 from schemas.config import EvaluateConfig
@@ -69,8 +70,8 @@ def dataset(tmp_path):
         bad = {"status": QUARANTINED, "segments": [], "error": error}
         rows.append(row("bad", draw_classes("0")) | bad)
         files = [
-            write_part(output, "run", part, pa.Table.from_pylist(chunk, schema=ANNOTATED))
-            for part, chunk in enumerate((rows[:1], rows[1:]))
+            write_images(output, "run", pa.Table.from_pylist(chunk, schema=ANNOTATED))
+            for chunk in (rows[:1], rows[1:])
         ]
         counts = Counts(inventory=4, labelled=3, quarantined=1, reasons={})
         changes = {"images": tuple(files), "vocabulary": vocabulary(flags), "counts": counts}

@@ -136,7 +136,7 @@ def random_scores():
 def test_tiles_give_the_label_map_of_the_dense_computation(
     monkeypatch, random_scores, size, tile_floats
 ):
-    monkeypatch.setattr(pipeline.fusion, "_TILE_FLOATS", tile_floats)
+    monkeypatch.setattr(pipeline.fusion, "TILE_FLOATS", tile_floats)
     class_scores_QK, mask_probs_QHW = random_scores
     summed_KHW = torch.einsum("qk,qhw->khw", class_scores_QK, mask_probs_QHW)
     dense_KHW = interpolate(summed_KHW[None], size=size, mode="bilinear", align_corners=False)[0]
@@ -159,7 +159,7 @@ def test_tiles_give_the_label_map_of_the_dense_computation(
 
 @pytest.mark.parametrize("tile_floats, count", [(1, 13), (500, 3), (2**20, 1)])
 def test_tiles_are_the_score_map_from_top_to_bottom(monkeypatch, random_scores, tile_floats, count):
-    monkeypatch.setattr(pipeline.fusion, "_TILE_FLOATS", tile_floats)
+    monkeypatch.setattr(pipeline.fusion, "TILE_FLOATS", tile_floats)
     class_scores_QK, mask_probs_QHW = random_scores
     tiles = list(score_tiles(class_scores_QK, mask_probs_QHW, (13, 8)))
     assert len(tiles) == count

@@ -191,7 +191,7 @@ def test_score_map(case: Case, tile_floats: int | None, monkeypatch: pytest.Monk
     if not case.score_maps:
         pytest.skip("this run stores no part of S")
     if tile_floats:
-        monkeypatch.setattr(pipeline.fusion, "_TILE_FLOATS", tile_floats)
+        monkeypatch.setattr(pipeline.fusion, "TILE_FLOATS", tile_floats)
     scores_QK, masks_QHW = fused(case), case.masks
     assert scores_QK.any(dim=1).sum() == case.stored("masks_used")
     final_KHW = score_map(scores_QK, masks_QHW, case.network.size(case.image, "orig_hw"))

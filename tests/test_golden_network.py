@@ -73,7 +73,7 @@ def photograph(network: Network, image: int) -> Any:
     """The photograph as the pipeline decodes and resizes it: RGB (H, W, 3), and its own size."""
     entry = next(entry for entry in network.config["images"] if entry["index"] == image)
     data = (network.folder / entry["file"]).read_bytes()
-    decoded = decode_image(data, max_pixels=10**8).image
+    decoded = decode_image(data, max_pixels=10**8, max_frames=1).image
     size = (decoded.height, decoded.width)
     edges = network.config["input"]["short_edge"], network.config["input"]["long_edge"]
     return resize_image(decoded, resized_size(size, *edges)), size

@@ -5,10 +5,13 @@ import os
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import s3fs
 from PIL import Image
 
+from pipeline.sources import ListRules
 from pipeline.stages.fetch import FetchDecode
 from schemas.annotation import INVENTORY, LABELLED, image_id
+from schemas.config import SourceSettings
 from schemas.errors import SourceError
 from tests.helpers import take_inventory
 
@@ -133,7 +136,7 @@ def test_a_file_of_any_name_is_listed_once_and_can_be_fetched(tmp_path, name):
     for source in (tmp_path / "in", tmp_path / "in" / name):
         inventory = take_inventory(str(source), EXTENSIONS)
         assert name in names(inventory, tmp_path / "in")
-        fetched = FetchDecode(32, 64, 10**6, 10**6)(inventory.images)
+        fetched = FetchDecode(32, 64, SourceSettings())(inventory.images)
         assert set(fetched["status"].to_pylist()) == {LABELLED}
         assert len(fetched) == (2 if source.is_dir() else 1)
 
@@ -291,3 +294,16 @@ def test_a_source_that_cannot_be_listed_is_refused(tmp_path, monkeypatch, source
     for word in words:
         assert word in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.s3
+def test_a_list_of_a_store_names_no_local_file_unless_it_is_trusted(s3_server, folder):
+    fs = s3fs.S3FileSystem()
+    fs.mkdir("lists")
+    fs.pipe_file("lists/good.txt", b"s3://lists/a.png\n")
+    fs.pipe_file("lists/bad.txt", f"s3://lists/a.png\n{folder}/b.png\n".encode())
+    assert len(take_inventory("s3://lists/good.txt", EXTENSIONS).images) == 1
+    with pytest.raises(SourceError, match=r"bad.txt, line 2: .*b.png .* trust_lists"):
+        take_inventory("s3://lists/bad.txt", EXTENSIONS)
+    trusted = take_inventory("s3://lists/bad.txt", EXTENSIONS, ListRules(trusted=True))
+    assert len(trusted.images) == 2

@@ -11,7 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 from PIL import Image
 
-import pipeline.stages.fetch
+import pipeline.fetching
 from pipeline.fusion import fuse, query_probs, region_probs
 from pipeline.masks import mask_probs, pack_logits
 from pipeline.models.clip import Clip, ClipSource
@@ -35,6 +35,7 @@ from schemas.annotation import (
     image_id,
     table_from_rows,
 )
+from schemas.config import SourceSettings
 from schemas.errors import ModelError
 from schemas.vocabulary import Vocabulary
 from tests.classify import make_classify
@@ -42,7 +43,7 @@ from tests.dataset_checks import check_rows
 from tests.helpers import save_tiny_clip, take_inventory
 
 NAMES = ("sky", "cat", "tree")
-FETCH = FetchDecode(short_edge=48, long_edge=96, max_image_bytes=50_000, max_image_pixels=100_000)
+FETCH = FetchDecode(48, 96, SourceSettings(max_image_bytes=50_000, max_image_pixels=100_000))
 PROPOSE = Propose("felzenszwalb", None, 32, "float16")
 
 
@@ -173,7 +174,7 @@ def test_an_empty_batch_passes_every_stage(classify):
 @pytest.fixture
 def flaky_store(monkeypatch):
     """A store under az:// that fails as many times as a file's name says."""
-    monkeypatch.setattr(pipeline.stages.fetch, "_FETCH_BACKOFF_S", 0.0)
+    monkeypatch.setattr(pipeline.fetching, "_BACKOFF_S", 0.0)
     asked = []
 
     class FlakyStore(MemoryFileSystem):
@@ -198,13 +199,13 @@ def test_a_fetch_that_fails_for_a_moment_is_tried_again(flaky_store):
     assert reasons(FETCH(inventory(*uris))) == {
         "good-0.png": None,
         "slow-2.png": None,
-        "dead-9.png": "fetch/unreadable",
+        "dead-9.png": "fetch/unavailable",
         "denied-0.png": "fetch/access_denied",
     }
     tries = {
         uri: sum(path.endswith(uri.rpartition("/")[2]) for path in flaky_store) for uri in uris
     }
-    assert list(tries.values()) == [1, 3, 3, 1]
+    assert list(tries.values()) == [1, 3, 4, 1]
 
 
 def numbered(count):

@@ -27,6 +27,7 @@ from pipeline.training.proposal_loop import train
 from pipeline.training.proposal_training import ProposalTraining
 from pipeline.training.run_log import read_log
 from pipeline.training_runtime import Workers, run_workers
+from schemas.config import SourceSettings
 from schemas.errors import ModelError, OutputError, SettingsError, TrainingError, VocabularyError
 from schemas.training_config import TrainProposalsConfig
 from schemas.vocabulary import Vocabulary
@@ -384,7 +385,7 @@ def check_weights(config, proposer):
     assert card.seen_classes == SEEN
     assert (card.short_edge, card.long_edge) == (128, 512)
     assert "--learning-rate 0.001" in card.provenance and "12 images of" in card.provenance
-    fetch = FetchDecode(128, 512, max_image_bytes=10**6, max_image_pixels=10**6)
+    fetch = FetchDecode(128, 512, SourceSettings())
     images = take_inventory(str(config.dataset / "images" / "train" / "00*.png"), ("png",)).images
     rows = Propose("maskformer", str(proposer), 32, "float16")(fetch(images)).to_pylist()
     assert len(rows) == 10

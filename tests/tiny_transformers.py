@@ -11,6 +11,7 @@ from pipeline.prompts import text_classifier
 from pipeline.stages.fetch import FetchDecode
 from pipeline.stages.propose import Propose
 from schemas.annotation import ANNOTATED, INVENTORY, LABELLED, conform, image_id, table_from_rows
+from schemas.config import SourceSettings
 from schemas.vocabulary import Vocabulary
 from tests.classify import make_classify
 from tests.dataset_checks import check_rows
@@ -47,9 +48,7 @@ def annotate_two_photos(proposer, weights, folder, edges=None, modules=()):
         Image.fromarray(photo(height, width, index)).save(path)
         rows.append({"image_id": image_id(str(path)), "uri": str(path), "size_bytes": None})
     short_edge, long_edge = edges or (card.short_edge, card.long_edge)
-    fetch = FetchDecode(
-        short_edge=short_edge, long_edge=long_edge, max_image_bytes=10**6, max_image_pixels=10**6
-    )
+    fetch = FetchDecode(short_edge, long_edge, SourceSettings())
     propose = Propose(proposer, weights, card.divisor, "uint8", modules)
     proposed = propose(fetch(table_from_rows(rows, INVENTORY)))
     annotated = conform(_classify(folder / "clip", card.divisor)(proposed), ANNOTATED).to_pylist()

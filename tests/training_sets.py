@@ -6,7 +6,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from pipeline.models.maskformer import CONFIG_FILE, BackboneConfig, MaskFormerConfig
+from pipeline.models.maskformer import BackboneConfig, MaskFormerConfig
+from pipeline.models.model_directory import CONFIG_FILE
 from pipeline.synthetic import VOCABULARY, make_scene, seen_flags
 
 SEED = 6_000  # scenes of no training, validation or test range

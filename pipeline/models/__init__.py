@@ -45,6 +45,7 @@ class ProposerCard:
     weights_sha256: str | None  # None: it has no weights
     licence: str
     seen_classes: tuple[str, ...] = ()  # names it was trained on; empty: it does not record them
+    proposes_masks: bool = True  # False: pixel embeddings instead, and `embedding_dim` is theirs
 
 
 class Proposer(Protocol):
@@ -65,13 +66,25 @@ class Lookup(Protocol):
         """
 
 
+@runtime_checkable
+class PixelEmbedder(Protocol):
+    """Arrays in, embeddings of every pixel out; no regions are proposed."""
+
+    def embed_pixels(self, images: Sequence[NDArray[np.uint8]]) -> "list[Tensor]":
+        """Return embeddings (D, h, w), at stride 4 over the padded image, of any length.
+
+        The RGB images (H, W, 3) share one padded size.
+        """
+
+
 @dataclass(frozen=True)
 class ProposerEntry:
     """One line of the registry: how to describe and how to load a proposer."""
 
     summary: str
     describe: Callable[[str | None], ProposerCard]  # weights -> card, loading no model
-    load: Callable[[str | None, str], Proposer | Lookup]  # weights, device -> proposer
+    # weights, device -> proposer
+    load: Callable[[str | None, str], Proposer | Lookup | PixelEmbedder]
     # The same entry with Python modules to import first; None: it has no use for any.
     with_modules: "Callable[[tuple[str, ...]], ProposerEntry] | None" = None
 
@@ -105,6 +118,7 @@ def _lazy(module: str, name: str) -> Callable[[], Any]:
 
 PROPOSERS: Mapping[str, Callable[[], ProposerEntry]] = {
     "maskformer": _lazy("pipeline.models.maskformer_proposer", "MASKFORMER"),
+    "per-pixel": _lazy("pipeline.models.per_pixel", "PER_PIXEL"),
     "felzenszwalb": _lazy("pipeline.models.felzenszwalb", "FELZENSZWALB"),
     "selective-search": _lazy("pipeline.models.selective_search", "SELECTIVE_SEARCH"),
     "precomputed": _lazy("pipeline.models.precomputed", "PRECOMPUTED"),

@@ -1,4 +1,4 @@
-"""The authors' checkpoints: their key layout (spec 1.2) to our MaskFormer, every key accounted for.
+"""The authors' checkpoints: their key layout (spec 1.2) to our networks, every key accounted for.
 
 Structure is inferred from shapes; what shapes do not tell comes as `Untold`.
 """
@@ -6,7 +6,7 @@ Structure is inferred from shapes; what shapes do not tell comes as `Untold`.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from pydantic import ValidationError
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.models.checkpoint_file import WeightsFile
 from pipeline.models.maskformer import BackboneConfig, MaskFormer, MaskFormerConfig
+from pipeline.models.per_pixel import PerPixel, PerPixelConfig
 from schemas.errors import ModelError
 
 Weights = dict[str, Tensor]
@@ -58,6 +59,7 @@ _RENAMES: Final = tuple(
         (r"^mask_head\.(\d)\.0\.", f"{_PREDICTOR}mask_embed.layers.\\1."),
         (r"^query_head\.(\d)\.0\.", f"{_PREDICTOR}class_embed.layers.\\1."),
         (r"^no_object$", _NO_OBJECT),
+        (r"^embed\.", _PREDICTOR),  # of a per-pixel network, the whole predictor
     )
 )
 
@@ -89,7 +91,7 @@ class Untold:
     stride_in_1x1: bool = False
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-    size_divisibility: int = 32
+    size_divisibility: int | None = None  # None: as each network of the reference pads
     short_edge: int = 640
     long_edge: int = 2560
     seen_classes: tuple[str, ...] = ()
@@ -138,13 +140,15 @@ def _modern_name(name: str) -> str:
     return name
 
 
-def load_proposer(parts: Parts, untold: Untold, source: str) -> MaskFormer:
-    """Return the MaskFormer of a checkpoint, in fp32 and evaluation mode.
+def load_proposer(parts: Parts, untold: Untold, source: str) -> MaskFormer | PerPixel:
+    """Return the network of a checkpoint, in fp32 and evaluation mode.
 
-    Raises ModelError that names every missing, unexpected and misshapen key of `source`.
+    A head that is a single 1x1 convolution is a per-pixel network's. Raises ModelError that names
+    every missing, unexpected and misshapen key of `source`.
     """
     try:
-        model = MaskFormer(infer_config(parts.proposer, untold, source))
+        config = infer_config(parts.proposer, untold, source)
+        model = PerPixel(config) if isinstance(config, PerPixelConfig) else MaskFormer(config)
     except ValidationError as error:
         raise ModelError(f"{source}: {error}") from None
     state, problems = _translate(parts.proposer, model.state_dict())
@@ -154,28 +158,37 @@ def load_proposer(parts: Parts, untold: Untold, source: str) -> MaskFormer:
     return model.eval()
 
 
-def infer_config(weights: Weights, untold: Untold, source: str) -> MaskFormerConfig:
+def infer_config(
+    weights: Weights, untold: Untold, source: str
+) -> MaskFormerConfig | PerPixelConfig:
     """Return the structure that the shapes of the weights tell; raises ModelError."""
 
     def shape(name: str) -> torch.Size:
         if name not in weights:
             raise ModelError(
-                f"{source} is no checkpoint of a MaskFormer with a ResNet in the authors' layout: "
-                f"missing {name}"
+                f"{source} is no checkpoint of a MaskFormer or per-pixel network with a ResNet in "
+                f"the authors' layout: missing {name}"
             )
         return weights[name].shape
 
-    hidden = shape(f"{_PREDICTOR}query_embed.weight")[1]
+    embed = weights.get(f"{_PREDICTOR}weight")
+    hidden = 0 if embed is not None else shape(f"{_PREDICTOR}query_embed.weight")[1]
     if hidden % untold.heads:
         raise ModelError(f"{source} has {hidden} hidden channels, not a multiple of {untold.heads}")
+    mask_features = shape(f"{_PIXEL_DECODER}mask_features.weight")
+    shared = {
+        "backbone": _infer_backbone(weights, untold, source),
+        "fpn_channels": mask_features[1],
+        "mask_channels": mask_features[0],
+        **_told(untold),
+    }
+    if embed is not None:
+        return PerPixelConfig(**shared, embedding_dim=len(embed))
     layers = _numbers(weights, rf"{_PREDICTOR}transformer\.decoder\.layers\.(\d+)\.")
     head_layers = _numbers(weights, rf"{_PREDICTOR}class_embed\.layers\.(\d+)\.")
-    mask_features = shape(f"{_PIXEL_DECODER}mask_features.weight")
     shape(f"{_PREDICTOR}class_embed.layers.0.weight")
     return MaskFormerConfig(
-        backbone=_infer_backbone(weights, untold, source),
-        fpn_channels=mask_features[1],
-        mask_channels=mask_features[0],
+        **shared,
         hidden_channels=hidden,
         heads=untold.heads,
         feedforward_channels=shape(f"{_PREDICTOR}transformer.decoder.layers.0.linear1.weight")[0],
@@ -184,15 +197,16 @@ def infer_config(weights: Weights, untold: Untold, source: str) -> MaskFormerCon
         query_head_channels=shape(f"{_PREDICTOR}class_embed.layers.0.weight")[0],
         query_head_layers=head_layers,
         embedding_dim=shape(f"{_PREDICTOR}class_embed.layers.{head_layers - 1}.weight")[0],
-        pixel_mean=untold.pixel_mean,
-        pixel_std=untold.pixel_std,
-        size_divisibility=untold.size_divisibility,
-        short_edge=untold.short_edge,
-        long_edge=untold.long_edge,
-        seen_classes=untold.seen_classes,
-        licence=untold.licence,
-        provenance=untold.provenance,
     )
+
+
+def _told(untold: Untold) -> dict[str, Any]:
+    """Return what a config takes over as it was told."""
+    names = "pixel_mean pixel_std short_edge long_edge seen_classes licence provenance"
+    told = {name: getattr(untold, name) for name in names.split()}
+    if untold.size_divisibility is not None:
+        told["size_divisibility"] = untold.size_divisibility
+    return told
 
 
 def _infer_backbone(weights: Weights, untold: Untold, source: str) -> BackboneConfig:
@@ -254,7 +268,7 @@ def _translate(found: Weights, expected: Mapping[str, Tensor]) -> tuple[Weights,
 
 
 def their_name(ours: str) -> str:
-    """Return the authors' name of a weight of our MaskFormer; q, k and v share one."""
+    """Return the authors' name of a weight of our networks; q, k and v share one."""
     name = ours
     for pattern, replacement in _RENAMES:
         name = pattern.sub(replacement, name)

@@ -6,14 +6,13 @@ H W padded pixels, h w mask grid (a quarter of H W), N feature positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import MaskFormerDetrConfig
@@ -24,11 +23,9 @@ from transformers.models.maskformer.modeling_maskformer import (
     MaskFormerSinePositionEmbedding,
 )
 
-from pipeline.models.checkpoint_file import read_weights
+from pipeline.models.model_directory import load_weights, read_config, save_network
 from schemas.errors import ModelError
 
-CONFIG_FILE: Final = "config.json"
-WEIGHTS_FILE: Final = "model.safetensors"
 LOGIT_SCALE: Final = 100.0
 
 
@@ -42,23 +39,15 @@ class BackboneConfig(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class MaskFormerConfig(BaseModel):
-    """Structure and preprocessing of one MaskFormer; the defaults are the paper's."""
+class NetworkConfig(BaseModel):
+    """What every network on a backbone and an FPN shares; the defaults are the paper's."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbone: BackboneConfig = BackboneConfig()
     fpn_channels: int = 256  # a multiple of 32, for GroupNorm(32)
     mask_channels: int = 256
-    hidden_channels: int = 256
-    heads: int = 8
-    feedforward_channels: int = 2048
-    decoder_layers: int = 6
-    dropout: float = 0.1
-    queries: int = 100
-    query_head_channels: int = 1024
-    query_head_layers: int = 2
-    embedding_dim: int = 512  # of the CLIP whose text vectors classify the queries
+    embedding_dim: int = 512  # of the CLIP whose text vectors its embeddings are compared with
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     size_divisibility: int = 32
@@ -67,6 +56,19 @@ class MaskFormerConfig(BaseModel):
     seen_classes: tuple[str, ...] = ()  # names it was trained on
     licence: str = "unknown"
     provenance: str = ""  # how the weights came about: command, seed, source
+
+
+class MaskFormerConfig(NetworkConfig):
+    """Structure and preprocessing of one MaskFormer."""
+
+    hidden_channels: int = 256
+    heads: int = 8
+    feedforward_channels: int = 2048
+    decoder_layers: int = 6
+    dropout: float = 0.1
+    queries: int = 100
+    query_head_channels: int = 1024
+    query_head_layers: int = 2
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,7 @@ class MaskFormer(nn.Module):
         self.config = config
         hidden = config.hidden_channels
         self.backbone, widths = build_backbone(config.backbone)
-        self.pixel_decoder = MaskFormerPixelDecoder(
-            in_features=widths[-1],
-            lateral_widths=widths[:-1],
-            feature_size=config.fpn_channels,
-            mask_feature_size=config.mask_channels,
-        )
+        self.pixel_decoder = pixel_decoder(config, widths)
         self.input_projection = nn.Conv2d(widths[-1], hidden, kernel_size=1)
         self.position = MaskFormerSinePositionEmbedding(hidden // 2, normalize=True)
         self.queries = nn.Embedding(config.queries, hidden)
@@ -183,39 +180,18 @@ class MaskFormer(nn.Module):
         Raises ModelError for a missing or truncated file, and one that names every missing,
         unexpected and misshapen weight.
         """
-        directory = Path(directory)
         model = cls(load_config(directory))
-        weights_file = directory / WEIGHTS_FILE
-        weights = {
-            name: value.float() if value.is_floating_point() else value
-            for name, value in read_weights(weights_file).weights.items()
-        }
-        _refuse_mismatch(model.state_dict(), weights, weights_file)
-        model.load_state_dict(weights)
+        load_weights(model, directory)
         return model.eval()
 
     def save(self, directory: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write `config.json` and `model.safetensors`, floats stored as `dtype`."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        text = self.config.model_dump_json(indent=2)
-        (directory / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
-        save_file(
-            {
-                name: (value.to(dtype) if value.is_floating_point() else value).contiguous()
-                for name, value in self.state_dict().items()
-            },
-            directory / WEIGHTS_FILE,
-        )
+        save_network(self, self.config, directory, dtype)
 
 
 def load_config(directory: str | Path) -> MaskFormerConfig:
     """Read a directory's `config.json` without building the model; raises ModelError."""
-    file = Path(directory) / CONFIG_FILE
-    try:
-        return MaskFormerConfig.model_validate_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {file}: {error}") from error
+    return read_config(directory, MaskFormerConfig)
 
 
 def build_backbone(config: BackboneConfig) -> tuple[nn.Module, list[int]]:
@@ -224,6 +200,17 @@ def build_backbone(config: BackboneConfig) -> tuple[nn.Module, list[int]]:
         known = ", ".join(BACKBONES)
         raise ModelError(f"there is no kind of backbone {config.kind!r}; there are {known}")
     return BACKBONES[config.kind](config)
+
+
+def pixel_decoder(config: NetworkConfig, widths: Sequence[int]) -> nn.Module:
+    """Return the FPN that makes the features of every pixel at stride 4 (spec 1.2)."""
+    decoder: nn.Module = MaskFormerPixelDecoder(
+        in_features=widths[-1],
+        lateral_widths=widths[:-1],
+        feature_size=config.fpn_channels,
+        mask_feature_size=config.mask_channels,
+    )
+    return decoder
 
 
 def _timm_backbone(config: BackboneConfig) -> tuple[nn.Module, list[int]]:
@@ -271,17 +258,3 @@ def _layer_config(config: MaskFormerConfig) -> MaskFormerDetrConfig:
     )
     layer_config._attn_implementation = "sdpa"  # unset in layers that are built alone
     return layer_config
-
-
-def _refuse_mismatch(
-    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], file: Path
-) -> None:
-    problems = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
-    problems += [f"unexpected {name}" for name in sorted(found.keys() - expected.keys())]
-    problems += [
-        f"{name} has shape {tuple(found[name].shape)}, not {tuple(expected[name].shape)}"
-        for name in sorted(expected.keys() & found.keys())
-        if expected[name].shape != found[name].shape
-    ]
-    if problems:
-        raise ModelError(f"{file} does not fit its {CONFIG_FILE}: {'; '.join(problems)}")

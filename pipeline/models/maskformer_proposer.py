@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.models import Proposals, ProposerCard, ProposerEntry
 from pipeline.models.embedded import EMBEDDED_PROPOSER
-from pipeline.models.maskformer import MaskFormer, MaskFormerConfig, load_config
+from pipeline.models.maskformer import MaskFormer, NetworkConfig, load_config
 from pipeline.models.weights import sha256_of
 from pipeline.resize import Size, padded_size
 
@@ -26,20 +26,25 @@ class MaskFormerProposer:
     @torch.inference_mode()
     def propose(self, images: Sequence[NDArray[np.uint8]]) -> list[Proposals]:
         """Return the proposals of RGB images (H, W, 3); their padded sizes must be equal."""
-        config = self._model.config
-        sizes = [(image.shape[0], image.shape[1]) for image in images]
-        padded = {padded_size(size, config.size_divisibility) for size in sizes}
-        if len(padded) != 1:
-            raise ValueError(f"images of one batch must share a padded size, got {sorted(padded)}")
-        batch = network_input(images, config, padded.pop(), self._device)
-        output = self._model(batch)
+        output = self._model(padded_batch(images, self._model.config, self._device))
         parts = (output.mask_logits_BQhw, output.query_embeds_BQD, output.void_logits_BQ)
         return [Proposals(*image) for image in zip(*parts, strict=True)]
 
 
+def padded_batch(
+    images: Sequence[NDArray[np.uint8]], config: NetworkConfig, device: torch.device
+) -> Tensor:
+    """Return the network's input for RGB images; raises ValueError unless one padded size fits."""
+    sizes = [(image.shape[0], image.shape[1]) for image in images]
+    padded = {padded_size(size, config.size_divisibility) for size in sizes}
+    if len(padded) != 1:
+        raise ValueError(f"images of one batch must share a padded size, got {sorted(padded)}")
+    return network_input(images, config, padded.pop(), device)
+
+
 def network_input(
     images: Sequence[NDArray[np.uint8]],
-    config: MaskFormerConfig,
+    config: NetworkConfig,
     padded: Size,
     device: torch.device,
 ) -> Tensor:

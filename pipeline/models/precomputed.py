@@ -49,6 +49,14 @@ class Precomputed:
         return Proposals(grid_logits(masks_at(image_size, read_masks(path), size, str(path))))
 
 
+def _load(path: Path) -> list[NDArray[Any]]:
+    loaded = np.load(path, allow_pickle=False)
+    if not isinstance(loaded, np.lib.npyio.NpzFile):
+        return [loaded]
+    with loaded:  # reads an array when it is asked for
+        return [loaded[name] for name in loaded.files]
+
+
 def read_masks(path: Path) -> NDArray[Any]:
     """Return a label map (H, W) of integers or a stack (Q, H, W) of booleans.
 
@@ -57,22 +65,19 @@ def read_masks(path: Path) -> NDArray[Any]:
     if path.suffix == ".png":
         return read_indices(path)
     try:
-        loaded = np.load(path, allow_pickle=False)
+        arrays = _load(path)
     except Exception as error:  # any type: the file may be truncated anywhere
         raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
-    if isinstance(loaded, np.lib.npyio.NpzFile):
-        with loaded:
-            if len(loaded.files) != 1:
-                raise ValueError(f"{path} holds {len(loaded.files)} arrays, not one")
-            loaded = loaded[loaded.files[0]]
+    if len(arrays) != 1:
+        raise ValueError(f"{path} holds {len(arrays)} arrays, not one")
+    loaded: NDArray[Any] = arrays[0]
     is_label_map = loaded.ndim == 2 and np.issubdtype(loaded.dtype, np.integer)
-    if not is_label_map and (loaded.ndim, loaded.dtype) != (3, np.bool_):
+    if not is_label_map and not (loaded.ndim == 3 and loaded.dtype == np.bool_):
         raise ValueError(
             f"{path} is {loaded.dtype} of shape {loaded.shape}, "
             "neither integers (H, W) nor booleans (Q, H, W)"
         )
-    masks: NDArray[Any] = loaded
-    return masks
+    return loaded
 
 
 def masks_at(image_size: Size, masks: NDArray[Any], size: Size, source: str) -> NDArray[np.bool_]:

@@ -1,23 +1,44 @@
 """Fetch and decode: from a URI to a resized RGB image, or to a quarantined row."""
 
 import hashlib
-import time
-from collections.abc import Sequence
+import socket
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-import fsspec
 import pyarrow as pa
 
-from pipeline.decode import BadImage, decode_image
-from pipeline.resize import resize_image, resized_size
+from pipeline.decode import BadImage, DecodeSettings
+from pipeline.decoder_process import decoder_of_this_process
+from pipeline.fetching import FetchSettings, Request, fetch, in_groups, is_transient
 from pipeline.stages.rows import Row, quarantine
-from pipeline.storage import describe, open_store
+from pipeline.storage import describe
+from pipeline.web import WEB_SCHEMES, RefusedError, WebAccess
 from schemas.annotation import DECODED, LABELLED, table_from_rows
-from schemas.errors import SegmillError, SourceError
+from schemas.config import SourceSettings
+from schemas.errors import StoreUnavailableError
 
-_FETCH_ATTEMPTS: Final = 3
-_FETCH_BACKOFF_S: Final = 0.5
+# What a store raised -> code of the quarantined row.
+_FETCH_CODES: Final = {
+    FileNotFoundError: "not_found",
+    socket.gaierror: "not_found",  # the host
+    PermissionError: "access_denied",
+    RefusedError: "refused",
+}
+
+
+def source_settings(config: SourceSettings) -> SourceSettings:
+    """Return what of a larger config this stage needs: no more of it should travel to workers."""
+    return SourceSettings(**{name: getattr(config, name) for name in SourceSettings.model_fields})
+
+
+def web_access(source: SourceSettings) -> WebAccess:
+    """Return the rules for web servers that the settings make."""
+    return WebAccess(source.allow_private_addresses, source.web_timeout_seconds)
+
+
+def fetch_settings(source: SourceSettings) -> FetchSettings:
+    """Return how the settings have images fetched."""
+    return FetchSettings(source.max_image_bytes, source.fetch_attempts, web_access(source))
 
 
 @dataclass(frozen=True)
@@ -29,76 +50,90 @@ class FetchDecode:
 
     short_edge: int
     long_edge: int
-    max_image_bytes: int
-    max_image_pixels: int
+    source: SourceSettings
 
     def __call__(self, images: pa.Table, /) -> pa.Table:
-        """Return one row per image, quarantined where it cannot be fetched or decoded."""
-        rows = images.to_pylist()
-        fetched = _fetch([row["uri"] for row in rows if not self._is_too_large(row)])
-        decoded = [self._decode(row, fetched.get(row["uri"])) for row in rows]
+        """Return one row per image, quarantined where it cannot be fetched or decoded.
+
+        Raises StoreUnavailableError where a store gives none of several images.
+        """
+        decoded: list[Row] = images.to_pylist()
+        accepted: list[tuple[int, Request]] = []
+        for index, row in enumerate(decoded):
+            request = Request(row["uri"], row.pop("signature"), row.pop("size_bytes"))
+            if (request.size_bytes or 0) > self.source.max_image_bytes:
+                decoded[index] = self._too_many_bytes(row, request.size_bytes)
+            else:
+                accepted.append((index, request))
+        indices = iter(index for index, _ in accepted)
+        failed = []
+        # Decoded group by group: the bytes of a whole batch need not fit into memory.
+        for group in in_groups([request for _, request in accepted]):
+            for data, index in zip(
+                fetch(group, fetch_settings(self.source)), indices, strict=False
+            ):
+                decoded[index] = self._decode(decoded[index], data)
+                if is_transient(data):
+                    failed.append(decoded[index])
+        if len(failed) == len(accepted):
+            _check_available(failed)
         return table_from_rows(decoded, DECODED)
 
-    def _is_too_large(self, row: Row) -> bool:
-        return (row["size_bytes"] or 0) > self.max_image_bytes
+    @property
+    def _decode_settings(self) -> DecodeSettings:
+        return DecodeSettings(
+            short_edge=self.short_edge,
+            long_edge=self.long_edge,
+            max_pixels=self.source.max_image_pixels,
+            max_frames=self.source.max_image_frames,
+            max_seconds=self.source.max_decode_seconds,
+            max_mb=self.source.max_decode_mb,
+            jpeg_draft=self.source.jpeg_draft,
+        )
 
-    def _decode(self, row: Row, data: bytes | Exception | None) -> Row:
-        size_bytes = row.pop("size_bytes")
-        if isinstance(data, FileNotFoundError):
-            return quarantine(row, "fetch", "not_found", "the file is gone since it was listed")
-        if isinstance(data, PermissionError):
-            return quarantine(row, "fetch", "access_denied", describe(data))
+    def _too_many_bytes(self, row: Row, size_bytes: int | None) -> Row:
+        message = f"{size_bytes} bytes are over the limit of {self.source.max_image_bytes}"
+        return quarantine(row, "fetch", "too_many_bytes", message)
+
+    def _decode(self, row: Row, data: bytes | Exception) -> Row:
         if isinstance(data, Exception):
-            return quarantine(row, "fetch", "unreadable", describe(data))
-        if data is None or len(data) > self.max_image_bytes:
-            found = size_bytes if data is None else len(data)
-            message = f"{found} bytes are over the limit of {self.max_image_bytes}"
-            return quarantine(row, "fetch", "too_many_bytes", message)
+            return quarantine(row, "fetch", _fetch_code(data), describe(data))
+        if len(data) > self.source.max_image_bytes:
+            return self._too_many_bytes(row, len(data))
         row["bytes_sha256"] = hashlib.sha256(data).hexdigest()
         try:
-            decoded = decode_image(data, self.max_image_pixels)
+            picture = decoder_of_this_process(self._decode_settings)(data)
         except BadImage as error:
             return quarantine(row, "decode", error.code, str(error))
-        width, height = decoded.image.size
-        resized = resized_size((height, width), self.short_edge, self.long_edge)
+        height, width, _ = picture.pixels_HW3.shape
         return {
             **row,
-            "height": height,
-            "width": width,
-            "exif_orientation": decoded.exif_orientation,
+            "height": picture.origin.height,
+            "width": picture.origin.width,
+            "exif_orientation": picture.origin.exif_orientation,
+            "frames": picture.origin.frames,
             "status": LABELLED,
-            "image": resize_image(decoded.image, resized).tobytes(),
-            "image_height": resized[0],
-            "image_width": resized[1],
+            "image": picture.pixels_HW3.tobytes(),
+            "image_height": height,
+            "image_width": width,
         }
 
 
-def _fetch(uris: Sequence[str]) -> dict[str, bytes | Exception]:
-    """Read files, those of one store concurrently where it can; failures are values."""
-    results: dict[str, bytes | Exception] = {}
-    by_store: dict[int, tuple[fsspec.AbstractFileSystem, list[tuple[str, str]]]] = {}
-    for uri in uris:
-        try:
-            fs, path = open_store(uri, SourceError)
-        except SegmillError as error:
-            results[uri] = error
-            continue
-        by_store.setdefault(id(fs), (fs, []))[1].append((uri, path))
-    for fs, pairs in by_store.values():
-        pending = pairs
-        for attempt in range(_FETCH_ATTEMPTS):
-            if attempt:
-                time.sleep(_FETCH_BACKOFF_S * 2**attempt)
-            paths = [path for _, path in pending]
-            # Not fs.cat: it expands * and [ in file names.
-            contents = fs.cat_ranges(paths, None, None, on_error="return")
-            results.update({uri: data for (uri, _), data in zip(pending, contents, strict=True)})
-            pending = [pair for pair in pending if _is_transient(results[pair[0]])]
-            if not pending:
-                break
-    return results
+def _fetch_code(error: Exception) -> str:
+    if is_transient(error):
+        return "unavailable"
+    cause = getattr(error, "os_error", error)
+    return next(
+        (code for kind, code in _FETCH_CODES.items() if isinstance(cause, kind)), "unreadable"
+    )
 
 
-def _is_transient(result: bytes | Exception) -> bool:
-    final = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-    return isinstance(result, Exception) and not isinstance(result, final)
+def _check_available(failed: list[Row]) -> None:
+    """Raise unless it is so few images, or such places, that the files may be to blame."""
+    # Each web server is a place of its own; a dead one is no reason to stop.
+    ours = [row for row in failed if row["uri"].partition("://")[0] not in WEB_SCHEMES]
+    if len(failed) > 1 and ours:
+        raise StoreUnavailableError(
+            f"none of {len(failed)} images could be fetched, the first was {ours[0]['uri']}: "
+            f"{ours[0]['error']['message']}; what is done is kept, run again when the store answers"
+        )

@@ -40,7 +40,10 @@ class FetchImages:
 
     def __call__(self, unit: dict[str, Any], /) -> Iterator[pa.Table]:
         """Yield the decoded images of a unit."""
-        for images in _slices(_rows_of(self.dataset, unit).select(INVENTORY.names)):
+        listed = _rows_of(self.dataset, unit)
+        signatures = unit["signatures"] or [None] * len(listed)
+        listed = listed.append_column("signature", pa.array(signatures, pa.string()))
+        for images in _slices(listed.select(INVENTORY.names)):
             yield self.fetch(images)
 
 
@@ -57,9 +60,8 @@ class ReuseProposals:
     def __call__(self, unit: dict[str, Any], /) -> Iterator[pa.Table]:
         """Yield the images of a unit with their stored proposals."""
         for stored in _slices(_rows_of(self.dataset, unit)):
-            images = stored.select(["image_id", "uri", "etag"])
-            sizes = pa.nulls(len(images), pa.int64())
-            decoded = self.fetch(images.append_column("size_bytes", sizes)).to_pylist()
+            images = stored.select(["image_id", "uri", "etag"]).to_pylist()
+            decoded = self.fetch(table_from_rows(images, INVENTORY)).to_pylist()
             proposals = stored.select([field.name for field in PROPOSALS]).to_pylist()
             rows = [
                 {**row, "n_proposals": 0} if is_quarantined(row) else {**row, **found}

@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.fingerprints import Fingerprints
-from pipeline.fusion import fuse, label_map, query_probs, region_probs
+from pipeline.fusion import LabelMap, fuse, label_map, query_probs, region_probs
 from pipeline.masks import Precision
 from pipeline.models.device import pick_device
 from pipeline.oracle import oracle_scores
+from pipeline.pixels import PixelScorer, pixel_score_tiles
 from pipeline.resize import resize_nearest
 from pipeline.segments import encode_segments
 from pipeline.stages.rows import Row, is_quarantined, isolate_live, quarantine
-from pipeline.stages.soft_masks import soft_masks
+from pipeline.stages.soft_masks import pixel_embeds, soft_masks
 from pipeline.truth import Truths
 from schemas.annotation import ANNOTATED, table_from_rows
 
@@ -70,6 +71,8 @@ class Label:
 
     @torch.inference_mode()
     def _label(self, row: Row) -> Row:
+        if row["pixel_embeds"] is not None:
+            return self._annotated(row, self._pixel_labels(row))
         masks_QHW = soft_masks(row, self.precision, self.divisor)
         if self.truths is not None:
             try:
@@ -78,7 +81,10 @@ class Label:
                 return quarantine(row, self.name, "no_truth", str(error))
         else:
             class_scores_QK = self._class_scores(row)
-        labels = label_map(class_scores_QK, masks_QHW, (row["height"], row["width"]))
+        size = (row["height"], row["width"])
+        return self._annotated(row, label_map(class_scores_QK, masks_QHW, size))
+
+    def _annotated(self, row: Row, labels: LabelMap) -> Row:
         segments = encode_segments(
             labels.classes_HW.cpu().numpy(),
             labels.scores_HW.cpu().numpy(),
@@ -94,6 +100,19 @@ class Label:
             "segments": segments,
         }
 
+    def _pixel_labels(self, row: Row) -> LabelMap:
+        embeds_Dhw = pixel_embeds(row, self.precision, self.query_text_KD.shape[1])
+        device = embeds_Dhw.device
+        scorer = PixelScorer(
+            torch.from_numpy(self.query_text_KD).to(device),
+            self._region_probs(row),
+            None if self.seen is None else torch.tensor(self.seen, device=device),
+            self.ensemble_weight,
+        )
+        image_size, size = (row["image_height"], row["image_width"]), (row["height"], row["width"])
+        tiles = pixel_score_tiles(embeds_Dhw, scorer, image_size, size)
+        return LabelMap.of(tiles, size, device)
+
     def _oracle_scores(self, row: Row, masks_QHW: Tensor, truths: Truths) -> Tensor:
         truth_HW = truths.read(row["uri"], (row["height"], row["width"]))
         truth_HW = resize_nearest(truth_HW, (row["image_height"], row["image_width"]))
@@ -102,7 +121,7 @@ class Label:
     def _class_scores(self, row: Row) -> Tensor:
         device = pick_device()
         num_dims = self.query_text_KD.shape[1]
-        query_QK = region_VK = None
+        query_QK = None
         if row["query_embeds"] is not None:
             query_embeds_QD = _floats(row["query_embeds"]).reshape(-1, num_dims)
             text_KD = torch.from_numpy(self.query_text_KD).to(device)
@@ -111,18 +130,22 @@ class Label:
         if row["clip_embeds"] is not None:
             valid_Q = torch.from_numpy(np.frombuffer(row["valid"], dtype=np.bool_).copy())
             valid_Q = valid_Q.to(device)
-            clip_embeds_VD = _floats(row["clip_embeds"]).reshape(-1, num_dims)
-            text_KD = torch.from_numpy(self.region_text_KD).to(device)
-            region_VK = region_probs(clip_embeds_VD, text_KD, self.logit_scale)
         seen_K = None if self.seen is None else torch.tensor(self.seen, device=device)
         return fuse(
             query_QK,
-            region_VK,
+            self._region_probs(row),
             valid_Q,
             seen_K,
             self.ensemble_weight,
             keep_invalid=self.keep_invalid,
         )
+
+    def _region_probs(self, row: Row) -> Tensor | None:
+        if row["clip_embeds"] is None:
+            return None
+        text_KD = torch.from_numpy(self.region_text_KD).to(pick_device())
+        clip_embeds_VD = _floats(row["clip_embeds"]).reshape(-1, text_KD.shape[1])
+        return region_probs(clip_embeds_VD, text_KD, self.logit_scale)
 
 
 def _floats(data: bytes) -> Tensor:

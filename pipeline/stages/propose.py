@@ -13,8 +13,9 @@ import pyarrow as pa
 from torch import Tensor
 
 from pipeline.masks import Precision, pack_logits
-from pipeline.models import Lookup, Proposals, Proposer, find_proposer
+from pipeline.models import Lookup, PixelEmbedder, Proposals, Proposer, find_proposer
 from pipeline.models.device import pick_device
+from pipeline.pixels import pack_pixels
 from pipeline.resize import Size, padded_size
 from pipeline.stages.rows import Row, image_of, is_quarantined, isolate, quarantine
 from schemas.annotation import PROPOSED, table_from_rows
@@ -34,7 +35,7 @@ class Propose:
     modules: tuple[str, ...] = ()
 
     @cached_property
-    def model(self) -> Proposer | Lookup:
+    def model(self) -> Proposer | Lookup | PixelEmbedder:
         """The proposer, loaded at first use."""
         return find_proposer(self.proposer, self.modules).load(self.weights, pick_device())
 
@@ -56,6 +57,9 @@ class Propose:
 
     def _propose(self, rows: Sequence[Row]) -> list[Row]:
         model = self.model
+        if isinstance(model, PixelEmbedder):
+            embeds = model.embed_pixels([image_of(row) for row in rows])
+            return [self._with_pixels(*pair) for pair in zip(rows, embeds, strict=True)]
         if isinstance(model, Lookup):
             return [self._look_up(model, row) for row in rows]
         found = model.propose([image_of(row) for row in rows])
@@ -80,6 +84,11 @@ class Propose:
             "query_embeds": _to_bytes(found.query_embeds_QD),
             "void_logits": _to_bytes(found.void_logits_Q),
         }
+
+    def _with_pixels(self, row: Row, embeds_Dhw: Tensor) -> Row:
+        packed = pack_pixels(embeds_Dhw, self.precision)
+        grid = {"mask_height": packed.shape[1], "mask_width": packed.shape[2]}
+        return {**row, **grid, "pixel_embeds": packed.tobytes()}
 
 
 def _to_bytes(values: Tensor | None) -> bytes | None:

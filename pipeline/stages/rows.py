@@ -19,7 +19,7 @@ Row = dict[str, Any]
 def quarantine(row: Row, stage: str, code: str, message: str) -> Row:
     """Return `row` as a quarantined one: the reason recorded, the pixels dropped."""
     error = {"stage": stage, "code": code, "message": message[:500]}
-    dropped = dict.fromkeys(("image", "mask_logits", "clip_embeds"))
+    dropped = dict.fromkeys(("image", "mask_logits", "pixel_embeds", "clip_embeds"))
     return {**row, "status": QUARANTINED, "error": error, **dropped}
 
 

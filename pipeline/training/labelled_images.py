@@ -23,6 +23,7 @@ from schemas.vocabulary import Vocabulary
 VOID: Final = -1  # position of pixels that are part of no mask: unseen, ignored, padding
 NO_SEEN_PIXEL: Final = "no_seen_pixel"
 
+_MAX_FRAMES: Final = 1000  # or pages: a file of more is no photo
 _NAMED: Final = 5  # files or labels named in one message
 
 
@@ -150,7 +151,7 @@ class LabelledImages:
             data = (self.images / pair.image).read_bytes()
         except OSError as error:
             raise BadImage("not_found", f"{pair.image}: {error.strerror}") from None
-        return decode_image(data, self.max_image_pixels).image
+        return decode_image(data, self.max_image_pixels, _MAX_FRAMES).image
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ proposals, CLIP and writing are the real ones with the embedded models.
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from PIL import Image
 
 from pipeline.models.embedded import EMBEDDED_VOCABULARY
 from pipeline.synthetic import make_scene
+from tests.processes import family
 
 SCENES = 20  # distinct pictures; every file is one of them under its own name
 INTERVAL_S = 0.5
@@ -57,27 +57,11 @@ def measure(source: Path, output: Path) -> tuple[int, float]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     peak = 0
     while process.poll() is None:
-        peak = max(peak, sum(_proportional_bytes(pid) for pid in _family(process.pid)))
+        peak = max(peak, sum(_proportional_bytes(member.pid) for member in family(process.pid)))
         time.sleep(INTERVAL_S)
     if process.returncode:
         raise SystemExit(f"annotate ended with {process.returncode}")
     return peak, time.monotonic() - started
-
-
-def _family(root: int) -> set[int]:
-    """The process and all its descendants."""
-    parents = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                status = Path(f"/proc/{entry}/stat").read_text()
-            except OSError:  # it ended meanwhile
-                continue
-            parents[int(entry)] = int(status.rpartition(")")[2].split()[1])
-    family = {root}
-    while grown := {pid for pid, parent in parents.items() if parent in family} - family:
-        family |= grown
-    return family
 
 
 def _proportional_bytes(pid: int) -> int:

@@ -53,7 +53,7 @@ def recall(name, weights, files, masks, seen, ignore_label):
     card, proposer = entry.describe(weights), entry.load(weights, "cpu")
     best, counts = defaultdict(list), []
     for file in files:
-        image = decode_image(file.read_bytes(), 10**8).image
+        image = decode_image(file.read_bytes(), 10**8, 1000).image
         size = resized_size((image.height, image.width), card.short_edge, card.long_edge)
         with torch.inference_mode():
             proposals = proposer.propose([resize_image(image, size)])[0]

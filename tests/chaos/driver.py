@@ -1,0 +1,44 @@
+"""The command under test, which also writes its progress to a file as lines of JSON.
+
+python -m tests.chaos.driver LOG annotate SOURCE ...
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import jobs.progress
+from jobs.cli import main
+from jobs.progress import TerminalProgress
+
+
+class LoggedProgress(TerminalProgress):
+    def __init__(self, log: Path, console: Console) -> None:
+        super().__init__(console)
+        self._log = log
+
+    def say(self, what: str) -> None:
+        self._write(said=what)
+        super().say(what)
+
+    def start(self, stages: Sequence[str], total: int) -> None:
+        self._write(stages=list(stages), total=total)
+        super().start(stages, total)
+
+    def update(self, done: Mapping[str, int]) -> None:
+        self._write(done=dict(done))
+        super().update(done)
+
+    def _write(self, **line: Any) -> None:
+        with self._log.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    jobs.progress.TerminalProgress = partial(LoggedProgress, Path(sys.argv[1]))  # type: ignore
+    sys.exit(main(sys.argv[2:]))

@@ -1,0 +1,220 @@
+"""A file may kill its decoder; it may not kill, stop or fool anything else."""
+
+import io
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.decode import BadImage, DecodeSettings, decode_resized
+from pipeline.decoder_process import Decoder
+from pipeline.stages.fetch import FetchDecode
+from pipeline.stages.rows import Row
+from schemas.annotation import INVENTORY, image_id, table_from_rows
+from schemas.config import SourceSettings
+from schemas.errors import SegmillError
+
+SETTINGS = DecodeSettings(
+    short_edge=32, long_edge=64, max_pixels=10**8, max_frames=10, max_seconds=20.0, max_mb=512,
+    jpeg_draft=False,
+)  # fmt: skip
+POISON = ("-P", "-m", "tests.poison_decoder")
+
+
+def poison(deed: str) -> bytes:
+    return b"POISON " + deed.encode()
+
+
+def png(height: int, width: int) -> bytes:
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def flat_png(side: int) -> bytes:
+    """Return a file of few bytes and many pixels."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), (9, 8, 7)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def decoder() -> Iterator[Decoder]:
+    decoder = Decoder(replace(SETTINGS, max_seconds=0.15), POISON)
+    yield decoder
+    decoder.close()
+
+
+@pytest.mark.parametrize("size", [(50, 90), (90, 50), (1, 1), (3, 400)], ids=str)
+def test_the_process_gives_the_very_pixels(size: tuple[int, int]) -> None:
+    decoder = Decoder(SETTINGS)
+    expected, found = decode_resized(png(*size), SETTINGS), decoder(png(*size))
+    decoder.close()
+    np.testing.assert_array_equal(found.pixels_HW3, expected.pixels_HW3)
+    assert found.origin == expected.origin
+    assert (found.origin.height, found.origin.width) == size
+
+
+def test_a_picture_stays_when_the_next_one_is_drawn(decoder: Decoder) -> None:
+    first = decoder(png(50, 90))
+    kept = first.pixels_HW3.copy()
+    decoder(flat_png(100))
+    np.testing.assert_array_equal(first.pixels_HW3, kept)
+
+
+def test_a_verdict_comes_through(decoder: Decoder) -> None:
+    with pytest.raises(BadImage) as caught:
+        decoder(b"no image")
+    assert (caught.value.code, decoder.deaths) == ("not_an_image", 0)
+
+
+@pytest.mark.parametrize(
+    "deed, code, words",
+    [
+        ("segfault", "decoder_crashed", "SIGSEGV"),
+        ("abort", "decoder_crashed", "SIGABRT"),
+        ("exit", "decoder_crashed", "exit code 3"),
+        ("spin", "too_slow", "over 0.15 s"),
+        ("wait", "too_slow", "over 0.15 s"),
+        ("kill", "out_of_memory", "512 MiB"),  # what the kernel does where memory runs out
+    ],
+)
+def test_a_file_that_kills_its_decoder_is_given_up_after_two_tries(
+    decoder: Decoder, deed: str, code: str, words: str
+) -> None:
+    with pytest.raises(BadImage) as caught:
+        decoder(poison(deed))
+    assert caught.value.code == code
+    assert words in str(caught.value)
+    assert decoder.deaths == 2
+    assert decoder(png(5, 7)).origin.height == 5
+
+
+def test_a_decoder_that_eats_memory_stops_at_the_limit() -> None:
+    decoder = Decoder(SETTINGS, POISON)
+    with pytest.raises(BadImage) as caught:
+        decoder(poison("eat"))
+    assert caught.value.code == "out_of_memory"
+    assert decoder(png(5, 7)).origin.height == 5
+    decoder.close()
+
+
+def test_what_an_earlier_file_left_behind_costs_no_later_one(decoder: Decoder) -> None:
+    decoder(poison("nothing"))
+    decoder(poison("when worn"))  # crashes a process that has decoded before
+    assert decoder.deaths == 1
+
+
+def test_the_decoder_sees_no_credentials(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
+    monkeypatch.setenv("HOME", "/planted-home")
+    with pytest.raises(BadImage) as caught:
+        decoder(poison("environment"))
+    assert "PYTHONPATH" in str(caught.value)
+    assert "planted" not in str(caught.value)
+
+
+def test_the_decoder_writes_no_file(decoder: Decoder) -> None:
+    path = Path("/tmp/segmill-poison")
+    with pytest.raises(BadImage):
+        decoder(poison("write"))
+    size = path.stat().st_size if path.exists() else 0
+    path.unlink(missing_ok=True)
+    assert size == 0
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "b'no json'",
+        "b'[]'",
+        'b\'{"size": [10000, 10000], "frames": 1, "exif_orientation": 1}\'',
+        "b'{\"size\": [2, 2]}'",
+        'b\'{"size": [2, 2], "height": "x", "width": 1, "frames": 1, "exif_orientation": 1}\'',
+        "b'x' * 10**6",
+    ],
+    ids=["no json", "no object", "too many pixels", "keys are missing", "no number", "too long"],
+)
+def test_a_decoder_that_was_taken_over_cannot_fool_its_parent(reply: str) -> None:
+    script = (
+        "import socket, sys; from pipeline.decoder_child import receive, send;"
+        "channel = socket.socket(fileno=int(sys.argv[1])); send(channel, b'ready');"
+        f"receive(channel, 10**9); send(channel, {reply}); receive(channel, 10**9)"
+    )
+    decoder = Decoder(SETTINGS, ("-c", script))
+    with pytest.raises(BadImage) as caught:
+        decoder(png(2, 2))
+    assert caught.value.code == "decoder_crashed"
+    assert decoder.deaths == 2
+
+
+def test_a_decoder_that_does_not_start_is_no_images_fault() -> None:
+    with pytest.raises(SegmillError, match=r"does not start: .*no such thing"):
+        Decoder(SETTINGS, ("-c", "raise OSError('no such thing')"))(png(2, 2))
+
+
+def test_the_decoder_ends_with_the_process_that_started_it() -> None:
+    script = (
+        "import os, tests.test_decoder_process as t; from pipeline.decoder_process import Decoder;"
+        "decoder = Decoder(t.SETTINGS); decoder(t.png(2, 2));"
+        "print(decoder._child._process.pid, flush=True); os._exit(1)"
+    )
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    child = Path("/proc", printed.stdout.strip() or printed.stderr)
+    deadline = time.monotonic() + 20
+    while _runs(child) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _runs(child)
+
+
+def _runs(process: Path) -> bool:
+    try:
+        return process.joinpath("stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_the_decoder_process_stays_light() -> None:
+    script = "import pipeline.decoder_child, sys; print(*sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    loaded = set(printed.stdout.split())
+    assert "PIL.Image" in loaded
+    assert loaded.isdisjoint({"torch", "ray", "pyarrow", "fsspec", "pydantic", "scipy"})
+
+
+def decode_rows(folder: Path, **settings: object) -> dict[str, Row]:
+    uris = [f"file://{path}" for path in sorted(folder.iterdir())]
+    images = [{"image_id": image_id(uri), "uri": uri} for uri in uris]
+    stage = FetchDecode(32, 64, SourceSettings(**settings))  # type: ignore[arg-type]
+    rows = stage(table_from_rows(images, INVENTORY)).to_pylist()
+    return {os.path.basename(row["uri"]): row for row in rows}
+
+
+@pytest.mark.parametrize(
+    "settings, code",
+    [
+        ({"max_decode_mb": 64}, "out_of_memory"),
+        ({"max_decode_seconds": 0.05}, "too_slow"),
+        ({"max_image_pixels": 10**6}, "too_many_pixels"),
+        ({}, None),
+    ],
+    ids=["memory", "time", "pixels", "default"],
+)
+def test_an_image_over_a_limit_is_quarantined_and_its_neighbours_are_not(
+    tmp_path: Path, settings: dict[str, object], code: str | None
+) -> None:
+    (tmp_path / "a.png").write_bytes(png(40, 40))
+    (tmp_path / "bomb.png").write_bytes(flat_png(5000))
+    (tmp_path / "c.png").write_bytes(png(40, 40))
+    rows = decode_rows(tmp_path, **settings)
+    assert rows["a.png"]["error"] is None is rows["c.png"]["error"]
+    error = rows["bomb.png"]["error"]
+    assert (error and (error["stage"], error["code"])) == (code and ("decode", code))

@@ -1,0 +1,126 @@
+"""Files of a dataset: whole or absent, one creator, retried where a store is in trouble."""
+
+import errno
+import threading
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
+
+import pipeline.files
+from pipeline.files import (
+    create_bytes,
+    delete_files,
+    list_facts,
+    list_files,
+    read_bytes,
+    write_bytes,
+)
+from schemas.errors import OutputError
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def dataset(request, tmp_path):
+    if request.param == "local":
+        return str(tmp_path / "labels")
+    import s3fs
+
+    request.getfixturevalue("s3_server")
+    bucket = f"files-{tmp_path.name.replace('_', '-').lower()}"[:60].strip("-")
+    s3fs.S3FileSystem().mkdir(bucket)
+    return f"s3://{bucket}/labels"
+
+
+def test_what_is_written_is_read_listed_and_deleted(dataset):
+    assert list_files(dataset, "") == []
+    for path in ("b/c/2.json", "a.json", "b/1 with space.json"):
+        write_bytes(dataset, path, path.encode())
+    assert list_files(dataset, "") == ["a.json", "b/1 with space.json", "b/c/2.json"]
+    assert list_files(dataset, "b") == ["b/1 with space.json", "b/c/2.json"]
+    facts = list_facts(dataset, "b")["b/c/2.json"]
+    assert facts.size_bytes == 10 and facts.changed > 1.6e9
+    assert read_bytes(dataset, "a.json") == b"a.json"
+    delete_files(dataset, ["b/c/2.json", "b/absent.json"])
+    assert list_files(dataset, "b") == ["b/1 with space.json"]
+    with pytest.raises(FileNotFoundError):
+        read_bytes(dataset, "b/c/2.json")
+
+
+def test_of_many_creators_one_wins_and_knows_it(dataset):
+    won = []
+    barrier = threading.Barrier(8)
+
+    def create(number):
+        barrier.wait()
+        if create_bytes(dataset, "v1.json", f"writer {number}".encode()):
+            won.append(number)
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [f"writer {number}".encode() for number in won] == [read_bytes(dataset, "v1.json")]
+
+
+def test_a_creation_whose_answer_was_lost_is_recognised(dataset):
+    assert create_bytes(dataset, "v1.json", b"mine")
+    assert create_bytes(dataset, "v1.json", b"mine")  # asked again by a retry
+    assert not create_bytes(dataset, "v1.json", b"other")
+
+
+def test_deleting_the_last_file_takes_its_empty_folders_but_not_the_dataset(tmp_path):
+    dataset = str(tmp_path / "labels")
+    write_bytes(dataset, "a/b/c.json", b"1")
+    delete_files(dataset, ["a/b/c.json"])
+    assert list(tmp_path.rglob("*")) == [tmp_path / "labels"]
+
+
+@pytest.fixture
+def troubled(monkeypatch):
+    """A store under az:// that fails with the errors it is given before it answers."""
+    monkeypatch.setattr(pipeline.files, "_LONGEST_WAIT_S", 0.01)
+    errors = []
+
+    class Troubled(MemoryFileSystem):
+        protocol = "az"
+        store: dict[str, object] = {}  # noqa: RUF012
+        cachable = False
+
+        def cat_file(self, path, start=None, end=None, **kwargs):
+            if errors:
+                raise errors.pop(0)
+            return super().cat_file(path, start, end, **kwargs)
+
+    monkeypatch.setitem(_registry, "az", Troubled)
+    write_bytes("az://c/labels", "a", b"1")
+    return errors
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EIO, "reset"), TimeoutError(), ConnectionResetError(), ValueError("odd body")],
+    ids=["io", "timeout", "reset", "odd"],
+)
+def test_a_store_in_trouble_is_asked_again(troubled, error):
+    troubled += [error] * 5
+    assert read_bytes("az://c/labels", "a") == b"1"
+    troubled += [error] * 6
+    with pytest.raises(OutputError, match="cannot read az://c/labels"):
+        read_bytes("az://c/labels", "a")
+
+
+@pytest.mark.parametrize(
+    "error, kind",
+    [
+        (FileNotFoundError(), FileNotFoundError),
+        (PermissionError("no"), OutputError),
+        (OSError(errno.EINVAL, "bad request"), OutputError),
+    ],
+    ids=["absent", "denied", "refused"],
+)
+def test_an_answer_is_taken_as_it_is(troubled, error, kind):
+    troubled += [error, RuntimeError("asked again")]
+    with pytest.raises(kind):
+        read_bytes("az://c/labels", "a")
+    assert len(troubled) == 1
