@@ -24,7 +24,7 @@ class _Command:
     """Where a command's settings and its function are, and what it prints."""
 
     summary: str
-    config: str  # name in schemas.config
+    config: str  # name in schemas.config, or module:name
     run: str  # module:function, Config -> result
     show: str  # module:function, (result, console) -> exit code
     positional: tuple[str, ...] = ()
@@ -74,6 +74,11 @@ COMMANDS: Final[dict[str, _Command]] = {
     "datasets prepare": _Command(
         "turn an official download into images, maps of class indices and a vocabulary",
         "DatasetsPrepareConfig", "jobs.datasets:prepare", "jobs.show:show_prepare", ("name",),
+    ),
+    "train proposals": _Command(
+        "train a MaskFormer on the seen classes of labelled images",
+        "schemas.training_config:TrainProposalsConfig",
+        "jobs.train_proposals:train_proposals", "jobs.show:show_train_proposals",
     ),
     "models": _Command(
         "list the proposers and classifiers",
@@ -161,7 +166,7 @@ def _settings(program: str, command: _Command, arguments: list[str]) -> Any:
     """Return settings from flags, environment, YAML file and defaults, in this order."""
     from jobs.settings import BadSettingsError, read_settings
 
-    model = getattr(import_module("schemas.config"), command.config)
+    model = _load(command.config if ":" in command.config else f"schemas.config:{command.config}")
     try:
         return read_settings(program, model, command.positional, arguments)
     except BadSettingsError as error:

@@ -38,11 +38,11 @@ class Progress(Protocol):
     def say(self, what: str) -> None:
         """Announce the next step."""
 
-    def start(self, stages: Sequence[str], total: int) -> None:
-        """Announce stages through which `total` images will go."""
+    def start(self, stages: Sequence[str], total: int, unit: str = "images", done: int = 0) -> None:
+        """Announce stages through which `total` units will go, and have gone before this run."""
 
-    def update(self, done: Mapping[str, int]) -> None:
-        """Report how many images have left each stage."""
+    def update(self, done: Mapping[str, int], note: str = "") -> None:
+        """Report how many units have left each stage; a note is shown beside."""
 
 
 class Silent:
@@ -57,33 +57,33 @@ class Silent:
     def say(self, what: str) -> None:
         """Show nothing."""
 
-    def start(self, stages: Sequence[str], total: int) -> None:
+    def start(self, stages: Sequence[str], total: int, unit: str = "images", done: int = 0) -> None:
         """Show nothing."""
 
-    def update(self, done: Mapping[str, int]) -> None:
+    def update(self, done: Mapping[str, int], note: str = "") -> None:
         """Show nothing."""
 
 
 class _Rate(ProgressColumn):
-    """Images per second since the first one left the stage."""
+    """Units per second since the first one left the stage."""
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:7.1f} images/s" if speed else "      - images/s")
+        speed, unit = task.finished_speed or task.speed, task.fields["unit"]
+        return Text(f"{speed:7.1f} {unit}/s" if speed else f"      - {unit}/s")
 
 
 class TerminalProgress:
-    """A bar per stage with images/s and time left; plain lines where output is no terminal."""
+    """A bar per stage with units/s and time left; plain lines where output is no terminal."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bars = Bars(
             TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), _Rate(),
-            TextColumn("ETA"), TimeRemainingColumn(), console=console,
-            disable=not console.is_terminal,
+            TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+            console=console, disable=not console.is_terminal,
         )  # fmt: skip
         self._tasks: dict[str, TaskID] = {}
-        self._total = 0
+        self._unit, self._total, self._before = "images", 0, 0
         self._started = self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -98,28 +98,34 @@ class TerminalProgress:
             f"{what} ...", style="dim", highlight=False, markup=False, soft_wrap=True
         )
 
-    def start(self, stages: Sequence[str], total: int) -> None:
+    def start(self, stages: Sequence[str], total: int, unit: str = "images", done: int = 0) -> None:
         """Draw the bars."""
-        self._total = total
-        self._tasks = {stage: self._bars.add_task(stage, total=total) for stage in stages}
+        self._unit, self._total, self._before = unit, total, done
+        self._tasks = {
+            stage: self._bars.add_task(stage, total=total, completed=done, unit=unit, note="")
+            for stage in stages
+        }
         self._started = self._last_line = time.monotonic()
         self._bars.start()
 
-    def update(self, done: Mapping[str, int]) -> None:
+    def update(self, done: Mapping[str, int], note: str = "") -> None:
         """Move the bars; where there are none, print a line every quarter of a minute."""
         for stage, task in self._tasks.items():
             # A retried batch is counted twice; the bar must not run past its end.
-            self._bars.update(task, completed=min(done.get(stage, 0), self._total))
+            count = min(done.get(stage, 0), self._total)
+            self._bars.update(task, completed=count, note=note)
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line >= _LINE_EVERY_S:
             self._last_line = now
             counts = ", ".join(
                 f"{stage} {self._describe(done, stage, now)}" for stage in self._tasks
             )
+            if note:
+                counts = f"{counts}, {note}"
             self._console.print(counts, highlight=False, markup=False, soft_wrap=True)
 
     def _describe(self, done: Mapping[str, int], stage: str, now: float) -> str:
         count = min(done.get(stage, 0), self._total)
-        rate = count / (now - self._started)
+        rate = max(0, count - self._before) / (now - self._started)
         left = f", ETA {(self._total - count) / rate:.0f} s" if rate else ""
-        return f"{count}/{self._total} ({rate:.1f} images/s{left})"
+        return f"{count}/{self._total} ({rate:.1f} {self._unit}/s{left})"

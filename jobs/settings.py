@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -21,9 +21,10 @@ from pydantic_settings import (
 )
 
 from jobs.cli import ENV_PREFIX
-from schemas.presets import PRESETS
+from schemas.presets import PRESETS, TRAINING_PRESETS
 
 Model = TypeVar("Model", bound=BaseModel)
+Presets = Mapping[str, dict[str, Any]]
 
 
 class BadSettingsError(Exception):
@@ -35,14 +36,15 @@ def read_settings(
 ) -> Model:
     """Return the validated settings of a command.
 
-    `--config FILE` names a YAML mapping of settings; where the model has the ensemble's settings,
-    `--preset NAME` gives the paper's for one test set, below all other sources. Raises
-    BadSettingsError; `--help` prints and raises SystemExit(0).
+    `--config FILE` names a YAML mapping of settings; where the model has the ensemble's settings
+    or those of a training, `--preset NAME` gives the paper's for one data set, below all other
+    sources. Raises BadSettingsError; `--help` prints and raises SystemExit(0).
     """
-    own, rest = _split_own(arguments, _has_presets(model))
+    presets = _presets(model)
+    own, rest = _split_own(arguments, bool(presets))
     from_file = _read_yaml(own.config) if own.config else {}
     if own.preset:
-        from_file = {**_preset(own.preset), **from_file}
+        from_file = {**_preset(own.preset, presets), **from_file}
     # What the file or the environment gives must not be demanded of the command line again.
     from_environment = {
         key.removeprefix(ENV_PREFIX).lower() for key in os.environ if key.startswith(ENV_PREFIX)
@@ -55,7 +57,7 @@ def read_settings(
         description=model.__doc__,
         epilog=f"Settings may also come from {ENV_PREFIX}NAME in the environment, or from a YAML "
         "file named by --config; flags win over the environment, the environment over the file."
-        + (f" --preset takes {', '.join(PRESETS)}." if _has_presets(model) else ""),
+        + (f" --preset takes {', '.join(presets)}." if presets else ""),
         known=[f"--{name.replace('_', '-')}" for name in model.model_fields],
     )
     try:
@@ -92,8 +94,10 @@ class _Parser(argparse.ArgumentParser):
         raise BadSettingsError(f"{message}{hint}")
 
 
-def _has_presets(model: type[BaseModel]) -> bool:
-    return "ensemble_weight" in model.model_fields
+def _presets(model: type[BaseModel]) -> Presets:
+    if "ensemble_weight" in model.model_fields:
+        return PRESETS
+    return TRAINING_PRESETS if "crop_size" in model.model_fields else {}
 
 
 def _split_own(arguments: Sequence[str], has_presets: bool) -> tuple[argparse.Namespace, list[str]]:
@@ -106,10 +110,10 @@ def _split_own(arguments: Sequence[str], has_presets: bool) -> tuple[argparse.Na
     return parser.parse_known_args(list(arguments))
 
 
-def _preset(name: str) -> dict[str, Any]:
-    if name not in PRESETS:
-        raise BadSettingsError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
-    return PRESETS[name]
+def _preset(name: str, presets: Presets) -> dict[str, Any]:
+    if name not in presets:
+        raise BadSettingsError(f"there is no preset {name!r}; there are {', '.join(presets)}")
+    return presets[name]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jobs.evaluate import EvaluateResult
     from jobs.models import ModelsResult
     from jobs.report import ReportResult
+    from jobs.train_proposals import TrainProposalsResult
     from jobs.vacuum import VacuumResult
     from jobs.verify import VerifyResult
     from jobs.versions import VersionsResult
@@ -244,6 +245,35 @@ def show_inspect(result: "InspectResult", console: Console) -> int:
     for problem in result.problems:
         console.print(f"  problem: {problem}", style="red", highlight=False, markup=False)
     return int(bool(result.problems))
+
+
+def show_train_proposals(result: "TrainProposalsResult", console: Console) -> int:
+    """Print what was learned from, and where the weights are."""
+    for reason, number in result.skipped.items():
+        console.print(f"{number} images were left out: {reason}", highlight=False, markup=False)
+    console.print(
+        f"{result.steps - result.resumed_from} steps in {result.seconds:.1f} s with start-up; loss "
+        f"{result.first_loss:.3f} -> {result.last_loss:.3f}",
+        highlight=False,
+    )
+    console.print(
+        f"annotate with them: --proposer-weights {result.proposer}",
+        highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
+    _print_json(
+        {
+            "proposer": str(result.proposer),
+            "steps": result.steps,
+            "resumed_from": result.resumed_from,
+            "images": result.images,
+            "skipped": dict(result.skipped),
+            "seen_classes": result.seen_classes,
+            "first_loss": _rounded(result.first_loss),
+            "last_loss": _rounded(result.last_loss),
+            "seconds": round(result.seconds, 2),
+        }
+    )
+    return 0
 
 
 def show_models(result: "ModelsResult", console: Console) -> int:

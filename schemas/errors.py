@@ -7,6 +7,7 @@ SegmillError
 │   ├── SourceError      the images cannot be listed
 │   ├── OutputError      the dataset cannot be written or read
 │   └── ModelError       a model is unknown, absent, or does not fit its partner
+├── TrainingError        a training cannot go on: its loss is no number, or a file went bad
 ├── StoreUnavailableError  a store does not answer; what is done is kept, run again later
 ├── SchemaError          a stage returned other columns than it promised
 ├── LockedError          another run holds the dataset, exit code 3
@@ -42,6 +43,10 @@ class OutputError(SettingsError):
 
 class ModelError(SettingsError):
     """A model is unknown, its weights are absent, or it does not fit the other model."""
+
+
+class TrainingError(SegmillError):
+    """A training cannot go on, and would not if it were repeated; the message names the step."""
 
 
 class StoreUnavailableError(SegmillError):

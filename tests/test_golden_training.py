@@ -18,6 +18,7 @@ from pipeline.training.schedule import PaperOptimiser, poly
 from pipeline.training.set_loss import (
     LOSSES,
     LossSettings,
+    Totals,
     match,
     matching_costs,
     named_losses,
@@ -296,6 +297,26 @@ def test_golden_losses(case):
         assert named_losses(losses_L3) == pytest.approx(expected, rel=LOSS_TOLERANCE)
     total = total_loss(case.losses_L3, settings()).item()
     assert total == pytest.approx(case.record["total"], rel=LOSS_TOLERANCE)
+
+
+@each_case
+def test_golden_losses_of_a_batch_in_parts(case):
+    """As workers and accumulation share a batch: image by image, the parts are added up."""
+    totals = Totals.of(case.targets.counts, case.model.config.queries)
+    parts = []
+    for row, count in enumerate(case.targets.counts):
+        own = slice(row, row + 1)
+        layers = [
+            LayerOutput(
+                layer.mask_logits_BQhw[own], layer.query_embeds_BQD[own], layer.void_logits_BQ[own]
+            )
+            for layer in case.layers
+        ]
+        labels, masks = case.targets.labels_BM[own, :count], case.targets.masks_BMHW[own, :count]
+        targets = Targets(labels, masks, (count,))
+        parts.append(set_losses(layers, case.text_KD, targets, settings(), totals))
+    found = named_losses(sum(parts))
+    assert found == pytest.approx(case.record["losses_unweighted"], rel=LOSS_TOLERANCE)
 
 
 @each_case

@@ -1,5 +1,7 @@
 """Learning rates, and which parameter is trained how."""
 
+import math
+
 import pytest
 import torch
 
@@ -98,3 +100,13 @@ def test_all_gradients_are_clipped_as_one(model):
     norm = sum(value.grad.pow(2).sum() for value in model.parameters()) ** 0.5
     assert norm.item() == pytest.approx(0.01, rel=1e-3)
     assert not torch.equal(model.no_object, before)
+
+
+def test_gradients_that_are_no_numbers_update_nothing(model):
+    optimizer = PaperOptimiser().build(model)
+    for value in model.parameters():
+        value.grad = torch.ones_like(value)
+    model.no_object.grad[0] = math.inf
+    before = [value.detach().clone() for value in model.parameters()]
+    assert not math.isfinite(PaperOptimiser().step(optimizer))
+    assert all(map(torch.equal, model.parameters(), before))

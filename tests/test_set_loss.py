@@ -14,6 +14,7 @@ from transformers.models.maskformer.modeling_maskformer import (
 from pipeline.models.maskformer import LayerOutput
 from pipeline.training.set_loss import (
     LossSettings,
+    Totals,
     match,
     matching_costs,
     named_losses,
@@ -148,6 +149,46 @@ def test_an_image_without_masks_leaves_the_others_theirs(generator):
     expected = set_losses(first_two, text_KD, Targets.of(LABELS[:2], masks[:2]))
     torch.testing.assert_close(found[:, 1:], expected[:, 1:])
     assert (found[:, 0] != expected[:, 0]).all()
+
+
+def test_parts_of_a_batch_add_up_when_divided_by_the_totals_of_all(generator):
+    layers, text_KD = random_layers(generator), text_vectors(generator)
+    masks = random_masks(generator, 1)
+    whole = set_losses(layers, text_KD, Targets.of(LABELS, masks))
+    totals = Totals.of([len(labels) for labels in LABELS], queries=6)
+    assert (totals.masks, totals.pairs, totals.queries) == (6, 6, 18)
+    parts = [
+        set_losses(
+            [
+                LayerOutput(
+                    layer.mask_logits_BQhw[part],
+                    layer.query_embeds_BQD[part],
+                    layer.void_logits_BQ[part],
+                )
+                for layer in layers
+            ],
+            text_KD,
+            Targets.of(LABELS[part], masks[part]),
+            totals=totals,
+        )
+        for part in (slice(1), slice(1, 3))
+    ]
+    torch.testing.assert_close(sum(parts), whole)
+
+
+def test_more_masks_than_queries_are_no_more_pairs():
+    totals = Totals.of([9, 1], queries=6)
+    assert (totals.masks, totals.pairs, totals.queries) == (10, 7, 12)
+    assert totals.class_weight(0.1) == pytest.approx(7.5)
+    assert Totals.of([0], queries=6).class_weight(0.1) == pytest.approx(0.6)
+
+
+def test_a_loss_that_is_no_number_gets_through_matching(generator):
+    layers, text_KD = random_layers(generator), text_vectors(generator)
+    layers[0].mask_logits_BQhw[1, 3] = math.nan  # of one query, which need not be matched
+    losses_L3 = set_losses(layers, text_KD, Targets.of(LABELS, random_masks(generator, 1)))
+    assert losses_L3[0].isnan().tolist() == [False, True, True]
+    assert not losses_L3[1].isnan().any()
 
 
 def test_classes_become_masks_in_ascending_order():

@@ -20,6 +20,9 @@ class Swin(nn.Module):
     def __init__(self, config: MaskFormerSwinConfig) -> None:
         super().__init__()
         self.body = MaskFormerSwinBackbone(config)
+        # A norm of the last hidden state, which is on the way to no feature map: workers that
+        # train together would wait for its gradient.
+        self.body.model.layernorm.requires_grad_(False)
 
     def forward(self, pixel_values_B3HW: Tensor) -> list[Tensor]:
         """Return the normed maps, finest first."""

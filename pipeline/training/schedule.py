@@ -67,8 +67,12 @@ class PaperOptimiser:
         ]
 
     def step(self, optimizer: torch.optim.Optimizer) -> float:
-        """Clip the global norm of all gradients, update, and return the norm before clipping."""
+        """Clip the global norm of all gradients, update, and return the norm before clipping.
+
+        Where the norm is not finite nothing is updated.
+        """
         values = [value for group in optimizer.param_groups for value in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(values, self.max_norm)
-        optimizer.step()
-        return float(norm)
+        norm = float(torch.nn.utils.clip_grad_norm_(values, self.max_norm))
+        if math.isfinite(norm):
+            optimizer.step()
+        return norm

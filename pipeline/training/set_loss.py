@@ -49,23 +49,54 @@ class LossSettings:
 PAPER: Final = LossSettings()
 
 
+@dataclass(frozen=True)
+class Totals:
+    """What the losses are divided by: counted over a batch, or over all parts of a batch.
+
+    A batch in parts (accumulated, or on several workers) has the loss of the whole batch when every
+    part is divided by the totals of all: the sum of the parts' losses is then the batch's loss.
+    """
+
+    masks: int
+    pairs: int  # queries that are given a mask: one each, while there are queries left
+    queries: int  # of all images, with a mask or without
+
+    @classmethod
+    def of(cls, counts: Sequence[int], queries: int) -> Totals:
+        """Count for images of so many masks each, and so many queries per image."""
+        pairs = sum(min(count, queries) for count in counts)
+        return cls(sum(counts), pairs, queries * len(counts))
+
+    def class_weight(self, no_object_weight: float) -> float:
+        """Return the sum of the class weights of all queries."""
+        return self.pairs + no_object_weight * (self.queries - self.pairs)
+
+
 def set_losses(
-    layers: Sequence[LayerOutput], text_KD: Tensor, targets: Targets, settings: LossSettings = PAPER
+    layers: Sequence[LayerOutput],
+    text_KD: Tensor,
+    targets: Targets,
+    settings: LossSettings = PAPER,
+    totals: Totals | None = None,
 ) -> Tensor:
     """Return the class, focal and dice losses of every decoder layer (L, 3), not yet weighted.
 
     In the paper's recipe the target grid is the padded picture. Logits are upsampled to it; sums
-    over masks are divided by the number of target masks of the batch, at least 1.
+    over masks are divided by the number of target masks, at least 1. `totals` are those of the
+    whole batch where this is a part of one.
     """
+    totals = totals or Totals.of(targets.counts, layers[0].void_logits_BQ.shape[1])
     mask_logits_LBQhw = torch.stack([layer.mask_logits_BQhw for layer in layers])
     class_logits_LBQK = torch.stack([layer.class_logits(text_KD) for layer in layers])
     costs_LBQM = matching_costs(mask_logits_LBQhw, class_logits_LBQK, targets, settings)
     pairs_4R = match(costs_LBQM, targets.counts).to(text_KD.device)
     class_loss_L = _class_losses(class_logits_LBQK, targets, pairs_4R, settings.no_object_weight)
+    class_loss_L = class_loss_L / totals.class_weight(settings.no_object_weight)
     focal_R, dice_R = _mask_losses(mask_logits_LBQhw, targets, pairs_4R)
     per_layer = (len(layers), len(focal_R) // len(layers))  # every layer has as many pairs
-    num_masks = max(1, sum(targets.counts))
-    focal_L, dice_L = (loss_R.view(per_layer).sum(1) / num_masks for loss_R in (focal_R, dice_R))
+    focal_L, dice_L = (
+        loss_R.view(per_layer).sum(1) / max(1, totals.masks) for loss_R in (focal_R, dice_R)
+    )
     return torch.stack([class_loss_L, focal_L, dice_L], dim=1)
 
 
@@ -113,9 +144,13 @@ def matching_costs(
 
 
 def match(costs_LBQM: Tensor, counts: Sequence[int]) -> Tensor:
-    """Return the cheapest pairs as rows of layer, image, query and mask positions (4, R)."""
+    """Return the cheapest pairs as rows of layer, image, query and mask positions (4, R).
+
+    A query whose costs are no numbers is taken first: the loss will then be none either.
+    """
     pairs = []
-    for layer, costs_BQM in enumerate(costs_LBQM.cpu().numpy()):
+    costs = np.nan_to_num(costs_LBQM.cpu().numpy(), nan=-1e9)
+    for layer, costs_BQM in enumerate(costs):
         for image, count in enumerate(counts):
             queries, masks = linear_sum_assignment(costs_BQM[image, :, :count])
             where = np.full_like(queries, layer), np.full_like(queries, image)
@@ -134,7 +169,7 @@ def focal_terms(logits: Tensor) -> tuple[Tensor, Tensor]:
 def _class_losses(
     class_logits_LBQK: Tensor, targets: Targets, pairs_4R: Tensor, no_object_weight: float
 ) -> Tensor:
-    """Return each layer's weighted mean cross-entropy; a query without a mask wants no object."""
+    """Return each layer's weighted sum of cross-entropy; a query without a mask wants no object."""
     layer_R, image_R, query_R, mask_R = pairs_4R
     void = class_logits_LBQK.shape[-1] - 1
     wanted_LBQ = torch.full(class_logits_LBQK.shape[:3], void, device=class_logits_LBQK.device)
@@ -144,7 +179,7 @@ def _class_losses(
     weighted = cross_entropy(
         class_logits_LBQK.flatten(0, 2), wanted_LBQ.flatten(), weights_K, reduction="none"
     ).view_as(wanted_LBQ)
-    return weighted.sum((1, 2)) / weights_K[wanted_LBQ].sum((1, 2))
+    return weighted.sum((1, 2))
 
 
 def _mask_losses(
