@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter, minimum_filter
 
 IGNORE_TRUTH = 255
+BOUNDARY_SHARE_OF_DIAGONAL: Final = 0.02
 
 # Which classes enter a mean IoU. "reference" (the paper's code): those that occur in the truth or
 # in a prediction; one that is predicted but absent from the truth counts as 0. "detectron2": those
@@ -130,7 +131,7 @@ class BoundaryCounts:
         truth_HW: NDArray[np.integer[Any]],
         num_classes: int,
         ignore: int = IGNORE_TRUTH,
-        share_of_diagonal: float = 0.02,
+        share_of_diagonal: float = BOUNDARY_SHARE_OF_DIAGONAL,
     ) -> "BoundaryCounts":
         """Count one image; arguments and errors as for `Confusion.of`.
 
