@@ -29,8 +29,8 @@ class Calibration:
     @classmethod
     def zero(cls) -> "Calibration":
         """Return the neutral element."""
-        none = np.zeros(NUM_BINS, dtype=np.int64)
-        return cls(none, none, none.astype(np.float64))
+        pixels, correct = np.zeros((2, NUM_BINS), dtype=np.int64)
+        return cls(pixels, correct, np.zeros(NUM_BINS))
 
     @classmethod
     def of(

@@ -78,7 +78,7 @@ def _tiles(result: EvaluateResult) -> Iterator[tuple[str, float, str]]:
                 yield name, value, ""
         yield "Pixel accuracy", result.pixel_accuracy, f"{result.coverage:.1%} labelled"
         yield "Mean accuracy", result.mean_accuracy, ""
-        yield "Frequency-weighted IoU", result.frequency_weighted_iou, ""
+        yield "Weighted IoU", result.frequency_weighted_iou, "by share of the truth"
     outlines = result.total.outlines
     precision, recall = outlines.precision()[0], outlines.recall()[0]
     remark = "" if math.isnan(precision) else f"P {precision:.1%} · R {recall:.1%}"
@@ -157,13 +157,15 @@ def _proposals(figures: ProposalFigures) -> list[Chart]:
     numbers = [*(float(BUDGETS[index]) for index in useful), by_number.high]
     chosen = [*useful, len(BUDGETS)]
     curves = [index for index in useful if BUDGETS[index] in _CURVES] + [len(BUDGETS)]
-    names = [*map(str, BUDGETS), "all"]
+    names = [*(f"first {size}" for size in BUDGETS), "all proposals"]
 
     def by_budget(name: str, style: int, values: Any) -> Any:
         pairs = list(zip(numbers, values[chosen].tolist(), strict=True))
         return line(name, style, by_number, pairs, "{x:.0f} proposals, {y:.1%}")
 
-    number_ticks = x_ticks(by_number, ((number, f"{number:.0f}") for number in numbers))
+    # The last tick is the mean; one close before it would lie under it.
+    told = [number for number in numbers[:-1] if number < 0.8 * numbers[-1]] + numbers[-1:]
+    number_ticks = x_ticks(by_number, ((number, f"{number:.0f}") for number in told))
     outlines = figures.outlines
     return [
         Chart(
@@ -171,7 +173,7 @@ def _proposals(figures: ProposalFigures) -> list[Chart]:
             x_ticks(by_iou, ((step / 10, f"{step / 10:g}") for step in range(5, 10))), y_ticks(),
             tuple(
                 line(
-                    f"{names[index]} proposals", style, by_iou,
+                    names[index], style, by_iou,
                     list(zip(IOU_THRESHOLDS, recall.recall()[index].tolist(), strict=True)),
                     "IoU {x:.2f}, {y:.1%}",
                 )
