@@ -20,10 +20,11 @@ from pipeline.evaluation.charts import (
     x_ticks,
     y_ticks,
 )
+from pipeline.evaluation.figures import class_table
 from pipeline.evaluation.heat_map import largest_mistakes, make_heat_map
 from pipeline.evaluation.protocol import protocol_hash
 from pipeline.evaluation.recall import BUDGETS, IOU_THRESHOLDS
-from pipeline.evaluation.result import EvaluateResult, ProposalFigures, class_table
+from pipeline.evaluation.result import EvaluateResult, ProposalFigures
 from pipeline.pages import write_template
 from pipeline.palette import class_colours, hexadecimal
 

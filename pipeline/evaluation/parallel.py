@@ -40,7 +40,7 @@ def add_up(
     chunks = _chunks(items, per_chunk)
     if workers is None:
         first = list(islice(chunks, _MANY))
-        workers = len(os.sched_getaffinity(0)) if len(first) == _MANY else 1
+        workers = _cores() if len(first) == _MANY else 1
         chunks = chain(first, chunks)
     results = map(measure, chunks) if workers == 1 else _in_processes(measure, chunks, workers)
     total = measure(())
@@ -69,6 +69,10 @@ def _in_processes(
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _chunks(items: Iterable[Item], size: int) -> Iterator[Sequence[Item]]:

@@ -7,7 +7,13 @@ from typing import Any, Final, get_args
 
 import numpy as np
 
-from pipeline.evaluation.calibration import Calibration, bin_edges
+from pipeline.evaluation.figures import (
+    calibration_figures,
+    class_table,
+    confusion_cells,
+    outline_figures,
+    plain,
+)
 from pipeline.evaluation.labels import LabelTotal
 from pipeline.evaluation.outlines import OutlineCounts
 from pipeline.evaluation.protocol import protocol_hash
@@ -118,7 +124,7 @@ class EvaluateResult:
             "quarantined": self.quarantined,
             "seconds": round(self.seconds, 2),
             "coverage": self.coverage,
-            "outlines": _outline_figures(self.total.outlines)[0],
+            "outlines": outline_figures(self.total.outlines)[0],
         }
         if self.has_classes:
             document |= {
@@ -130,7 +136,7 @@ class EvaluateResult:
                 "confusion": confusion_cells(self.confusion, MAX_CELLS),
             }
         if self.has_scores:
-            document["calibration"] = _calibration_figures(self.total.calibration)
+            document["calibration"] = calibration_figures(self.total.calibration)
         if self.proposals is not None:
             document["proposals"] = _proposal_figures(self.proposals)
         written: dict[str, Any] = plain(document)
@@ -159,86 +165,6 @@ def mean_ious(
     return means
 
 
-def class_table(vocabulary: Vocabulary, total: LabelTotal) -> list[dict[str, Any]]:
-    """Return the figures of every class that occurs in the truth or in a prediction."""
-    confusion = total.confusion
-    columns = zip(
-        vocabulary.classes,
-        confusion.iou(),
-        confusion.accuracy(),
-        total.boundary.iou(),
-        confusion.truth,
-        confusion.predicted,
-        confusion.hits,
-        strict=True,
-    )
-    return [
-        {
-            "class_index": index,
-            "name": entry.name,
-            "seen": entry.seen,
-            "iou": float(iou),
-            "accuracy": float(accuracy),  # recall: the share of the class's pixels that was found
-            "precision": int(hits) / int(predicted) if predicted else math.nan,
-            "boundary_iou": float(boundary),
-            "truth_pixels": int(truth),
-            "predicted_pixels": int(predicted),
-        }
-        for index, (entry, iou, accuracy, boundary, truth, predicted, hits) in enumerate(columns)
-        if truth or predicted
-    ]
-
-
-def confusion_cells(confusion: Confusion, most: int) -> dict[str, Any]:
-    """Return the nonzero cells of the matrix, the largest first and `most` of them at most.
-
-    Predicted class index K stands for "no label".
-    """
-    predicted, truth = confusion.counts.nonzero()
-    pixels = confusion.counts[predicted, truth]
-    order = np.argsort(-pixels, kind="stable")
-    chosen = order[:most]
-    return {
-        "predicted": predicted[chosen].tolist(),
-        "truth": truth[chosen].tolist(),
-        "pixels": pixels[chosen].tolist(),
-        "left_out_cells": len(order) - len(chosen),
-        "left_out_pixels": int(pixels[order[most:]].sum()),
-    }
-
-
-def plain(value: Any) -> Any:
-    """Return nested values as JSON takes them: fractions to six digits, None for nan."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    if isinstance(value, float):
-        return None if math.isnan(value) else round(value, 6)
-    return value
-
-
-def _calibration_figures(calibration: Calibration) -> dict[str, Any]:
-    return {
-        "expected_calibration_error": calibration.expected_error(),
-        "bin_edges": bin_edges().tolist(),
-        "pixels": calibration.pixels.tolist(),
-        "correct": calibration.correct.tolist(),
-        "accuracy": calibration.accuracy().tolist(),
-        "mean_score": calibration.mean_scores().tolist(),
-        "kept_from_edge": calibration.kept().tolist(),
-        "accuracy_from_edge": calibration.accuracy_of_kept().tolist(),
-    }
-
-
-def _outline_figures(outlines: OutlineCounts) -> list[dict[str, float]]:
-    columns = (outlines.precision(), outlines.recall(), outlines.f_measure())
-    return [
-        dict(zip(("precision", "recall", "f_measure"), map(float, row), strict=True))
-        for row in np.stack(columns, axis=1)
-    ]
-
-
 def _proposal_figures(figures: ProposalFigures) -> dict[str, Any]:
     recall = figures.recall
     document: dict[str, Any] = {
@@ -250,7 +176,7 @@ def _proposal_figures(figures: ProposalFigures) -> dict[str, Any]:
         "recall": recall.recall().tolist(),
         "average_recall": recall.average_recall().tolist(),
         "mean_best_iou": recall.mean_best_iou().tolist(),
-        "outlines": _outline_figures(figures.outlines),
+        "outlines": outline_figures(figures.outlines),
     }
     if figures.oracle is not None and figures.oracle_means is not None:
         document["oracle"] = {
