@@ -193,7 +193,12 @@ class _Run:
             images=tuple(files),
             embeddings=tuple(self._planner.embeddings()),
             config=hide_all_secrets(plan.config.model_dump(mode="json")),
-            models={"proposer_licence": plan.proposer.licence, **plan.deciding},
+            models={
+                "proposer_licence": plan.proposer.licence,
+                "proposal_fingerprint": plan.fingerprints.proposal,
+                "divisor": plan.proposer.divisor,
+                **plan.deciding,
+            },
             software={package: version(package) for package in _RECORDED_PACKAGES},
         )
         self._lock.check()

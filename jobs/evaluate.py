@@ -1,138 +1,152 @@
-"""`segmill evaluate`: a dataset against label maps, under the protocols of both lineages."""
+"""`segmill evaluate`: labels against truths, as sums over images that may be made in parallel."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import get_args
-
-import numpy as np
-from numpy.typing import NDArray
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
 
 from pipeline.dataset import read_manifest, read_rows
-from pipeline.metrics import BoundaryCounts, Confusion, Protocol, harmonic_iou
-from pipeline.segments import decode_label_map
-from pipeline.truth import Truths, read_label_map
+from pipeline.evaluation.labels import LabelItem, LabelMeasure, StoredLabels
+from pipeline.evaluation.page import write_evaluation_page
+from pipeline.evaluation.parallel import add_up
+from pipeline.evaluation.protocol import describe_protocol
+from pipeline.evaluation.result import EvaluateResult, ProposalFigures, mean_ious
+from pipeline.evaluation.truth_segments import TruthFiles
+from pipeline.metrics import truth_ignore
+from pipeline.storage import hide_secrets
+from pipeline.truth import files_by_stem
+from pipeline.whole_file import refuse_unwritable, whole_file
 from schemas.annotation import LABELLED
 from schemas.config import EvaluateConfig
 from schemas.errors import SettingsError
+from schemas.manifest import Manifest
+from schemas.vocabulary import Vocabulary, read_vocabulary
+
+_IMAGES_PER_CHUNK: Final = 32
+_UNITS_PER_CHUNK: Final = 1  # a row group of masks
+_COLUMNS: Final = ("uri", "status", "height", "width", "segments")
 
 
-@dataclass(frozen=True)
-class MeanIoUs:
-    """Mean IoU under one protocol; seen, unseen, hIoU: None where the vocabulary has no flags."""
+@dataclass
+class _Pairs:
+    """The images that have a truth, read as they are asked for; counts those without."""
 
-    miou: float
-    seen_miou: float | None
-    unseen_miou: float | None
-    hiou: float | None
-    boundary_miou: float
+    labels: Callable[[], Iterator[tuple[str, StoredLabels | Path]]]
+    truths: TruthFiles
+    without_truth: int = field(default=0, init=False)
 
-
-@dataclass(frozen=True)
-class EvaluateResult:
-    """All metrics are fractions, and nan where no class or pixel enters them."""
-
-    images: int  # labelled images that have a truth
-    without_truth: int
-    quarantined: int
-    protocol: Protocol  # the one asked for
-    by_protocol: Mapping[Protocol, MeanIoUs]
-    pixel_accuracy: float
-    mean_accuracy: float
-    frequency_weighted_iou: float
-    class_iou: Mapping[str, float]  # classes that occur in the truth
-
-    @property
-    def headline(self) -> MeanIoUs:
-        """The mean IoUs under the protocol that was asked for."""
-        return self.by_protocol[self.protocol]
-
-
-@dataclass(frozen=True, eq=False)
-class _Total:
-    """What images add up to."""
-
-    images: int
-    confusion: Confusion
-    boundary: BoundaryCounts
-
-    @classmethod
-    def zero(cls, num_classes: int) -> "_Total":
-        return cls(0, Confusion.zero(num_classes), BoundaryCounts.zero(num_classes))
-
-    @classmethod
-    def of(
-        cls, predicted_HW: NDArray[np.int32], truth_HW: NDArray[np.int32], num_classes: int
-    ) -> "_Total":
-        """Count one image; raises ValueError for maps that do not fit."""
-        return cls(
-            1,
-            Confusion.of(predicted_HW, truth_HW, num_classes),
-            BoundaryCounts.of(predicted_HW, truth_HW, num_classes),
-        )
-
-    def __add__(self, other: "_Total") -> "_Total":
-        return _Total(
-            self.images + other.images,
-            self.confusion + other.confusion,
-            self.boundary + other.boundary,
-        )
-
-    def means(self, seen: Sequence[bool] | None, protocol: Protocol) -> MeanIoUs:
-        """Return the mean IoUs under one protocol."""
-        seen_miou = unseen_miou = hiou = None
-        if seen is not None:
-            seen_miou = self.confusion.miou(seen, protocol)
-            unseen_miou = self.confusion.miou([not flag for flag in seen], protocol)
-            hiou = harmonic_iou(seen_miou, unseen_miou)
-        return MeanIoUs(
-            self.confusion.miou(protocol=protocol),
-            seen_miou,
-            unseen_miou,
-            hiou,
-            self.boundary.miou(protocol=protocol),
-        )
+    def __iter__(self) -> Iterator[LabelItem]:
+        for uri, labels in self.labels():
+            truth = self.truths.of(uri)
+            if truth is None:
+                self.without_truth += 1
+            else:
+                yield LabelItem(labels, truth)
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
-    """Compare every labelled image with its truth: the PNG of the same file stem.
+    """Compare every labelled image with its truth: the file of the same stem.
 
-    Raises SettingsError when no image has a truth, when sizes differ, or when a truth holds an
-    index outside the vocabulary.
+    Raises SettingsError when no image has a truth, a file cannot be read, sizes differ, or a truth
+    holds an index outside the vocabulary.
     """
-    manifest = read_manifest(config.dataset, config.version)
-    truths = Truths.find(config.truth)
-    vocabulary = manifest.vocabulary
-    total = _Total.zero(len(vocabulary))
-    without_truth = 0
-    columns = ["uri", "status", "height", "width", "segments"]
-    for table in read_rows(config.dataset, manifest, columns):
-        for row in table.to_pylist():
-            if row["status"] != LABELLED:
-                continue
-            truth_path = truths.of(row["uri"])
-            if truth_path is None:
-                without_truth += 1
-                continue
-            predicted = decode_label_map(row["segments"], (row["height"], row["width"]))
-            try:
-                total += _Total.of(predicted, read_label_map(truth_path), len(vocabulary))
-            except ValueError as error:
-                raise SettingsError(f"truth {truth_path}: {error}") from None
+    started = time.monotonic()
+    for path in (config.output, config.page):
+        if path is not None:
+            refuse_unwritable(path)
+    manifest = None
+    if config.vocabulary is None:
+        manifest = read_manifest(config.dataset, config.version)
+        vocabulary = manifest.vocabulary
+    else:
+        vocabulary = read_vocabulary(config.vocabulary)
+    truths = TruthFiles.find(config.truth, config.truth_format)
+    proposals = _proposals(config, manifest, truths) if config.proposals and manifest else None
+    pairs = _pairs(config, manifest, truths)
+    measure = LabelMeasure(len(vocabulary), config.truth_format, _ignored(config, vocabulary))
+    total = add_up(measure, pairs, _IMAGES_PER_CHUNK, config.workers)
     if not total.images:
-        raise SettingsError(f"no labelled image of {config.dataset} has a truth in {config.truth}")
-    protocols: tuple[Protocol, ...] = get_args(Protocol)
-    return EvaluateResult(
+        raise SettingsError(
+            f"no labelled image of {hide_secrets(config.dataset)} has a truth in {config.truth}"
+        )
+    result = EvaluateResult(
+        name=hide_secrets(config.dataset),
+        version=manifest.version if manifest else None,
+        truth=config.truth,
+        vocabulary=vocabulary,
         images=total.images,
-        without_truth=without_truth,
-        quarantined=manifest.counts.quarantined,
+        without_truth=pairs.without_truth,
+        truth_files=len(truths),
+        quarantined=manifest.counts.quarantined if manifest else 0,
+        seconds=time.monotonic() - started,
         protocol=config.protocol,
-        by_protocol={name: total.means(vocabulary.seen, name) for name in protocols},
-        pixel_accuracy=total.confusion.pixel_accuracy(),
-        mean_accuracy=total.confusion.mean_accuracy(),
-        frequency_weighted_iou=total.confusion.frequency_weighted_iou(),
-        class_iou={
-            name: float(iou)
-            for name, iou in zip(vocabulary.names, total.confusion.iou(), strict=True)
-            if not np.isnan(iou)
-        },
+        described_protocol=describe_protocol(
+            config.protocol, config.truth_format, _ignored(config, vocabulary), vocabulary
+        ),
+        by_protocol=mean_ious(total.confusion, total.boundary, vocabulary.seen),
+        total=total,
+        proposals=proposals,
     )
+    _write(config, result)
+    return result
+
+
+def _ignored(config: EvaluateConfig, vocabulary: Vocabulary) -> int:
+    return truth_ignore(len(vocabulary)) if config.ignore is None else config.ignore
+
+
+def _pairs(config: EvaluateConfig, manifest: Manifest | None, truths: TruthFiles) -> _Pairs:
+    if manifest is not None:
+        stored = manifest
+        return _Pairs(lambda: _stored_labels(config.dataset, stored), truths)
+    files = files_by_stem(config.dataset, {".png"})
+    if not files:
+        raise SettingsError(f"there are no PNG label maps in {config.dataset}")
+    paths = [path for found in files.values() for path in found]
+    return _Pairs(lambda: ((str(path), path) for path in paths), truths)
+
+
+def _stored_labels(dataset: str, manifest: Manifest) -> Iterator[tuple[str, StoredLabels]]:
+    for table in read_rows(dataset, manifest, _COLUMNS):
+        for row in table.to_pylist():
+            if row["status"] == LABELLED:
+                yield row["uri"], StoredLabels((row["height"], row["width"]), row["segments"])
+
+
+def _proposals(config: EvaluateConfig, manifest: Manifest, truths: TruthFiles) -> ProposalFigures:
+    # Torch takes seconds to import, and most evaluations need none.
+    from pipeline.evaluation.kept import kept_units, require_kept
+    from pipeline.evaluation.proposals import ProposalMeasure
+
+    require_kept(config.dataset, manifest)
+    measure = ProposalMeasure(
+        config.dataset,
+        len(manifest.vocabulary),
+        config.truth_format,
+        _ignored(config, manifest.vocabulary),
+        manifest.models["divisor"],
+        manifest.config["mask_precision"],
+    )
+    units = kept_units(config.dataset, manifest, truths)
+    total = add_up(measure, units, _UNITS_PER_CHUNK, config.workers)
+    if not total.recall.images:
+        raise SettingsError(
+            f"no image of {hide_secrets(config.dataset)} with kept proposals has a truth in "
+            f"{config.truth}"
+        )
+    if config.truth_format != "classes":
+        return ProposalFigures(total.recall, total.outlines, None, None)
+    means = mean_ious(total.oracle, total.oracle_boundary, manifest.vocabulary.seen)
+    return ProposalFigures(total.recall, total.outlines, total.oracle, means)
+
+
+def _write(config: EvaluateConfig, result: EvaluateResult) -> None:
+    if config.output is not None:
+        with whole_file(config.output) as file:
+            json.dump(result.document(), file, indent=1, allow_nan=False)
+            file.write("\n")
+    if config.page is not None:
+        with whole_file(config.page) as file:
+            write_evaluation_page(file, result)

@@ -1,20 +1,18 @@
 """`segmill report`: one self-contained HTML page to look at a dataset."""
 
 import hashlib
-import os
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pyarrow as pa
 from PIL import Image
 
-from jobs.evaluate import EvaluateResult, evaluate
+from jobs.evaluate import evaluate
 from pipeline.dataset import read_manifest, read_rows
 from pipeline.decode import BadImage, decode_image
+from pipeline.evaluation.result import EvaluateResult
 from pipeline.fetching import Request, fetch
 from pipeline.report import (
     MAX_REFUSALS,
@@ -30,6 +28,7 @@ from pipeline.report import (
 from pipeline.stages.fetch import fetch_settings
 from pipeline.storage import describe, hide_secrets, store_errors
 from pipeline.truth import Truths, read_label_map
+from pipeline.whole_file import whole_file
 from schemas.annotation import LABELLED, QUARANTINED
 from schemas.config import EvaluateConfig, ReportConfig, SourceSettings
 from schemas.errors import OutputError
@@ -97,7 +96,7 @@ def report(config: ReportConfig) -> ReportResult:
     truth cannot be read, or the page cannot be written; a page that was there is then kept.
     """
     manifest = read_manifest(config.dataset, config.version)
-    with _whole_file(config.output) as file:
+    with whole_file(config.output) as file:
         figures = truths = None
         if config.truth is not None:
             truths = Truths.find(config.truth)
@@ -186,21 +185,3 @@ def _read_photo(uri: str, sha256: str | None, limits: SourceSettings) -> Image.I
         return decode_image(data, limits.max_image_pixels, limits.max_image_frames).image
     except BadImage as error:
         return str(error)
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[TextIO]:
-    """Open a draft that takes the place of `path` once it is complete, and vanishes otherwise."""
-    if path.is_dir():
-        raise OutputError(f"cannot write {path}: it is a directory; name an .html file")
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.draft")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(draft, "x", encoding="utf-8", newline="\n") as file:
-            yield file
-        os.replace(draft, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {describe(error)}") from None
-    finally:
-        with suppress(OSError):
-            draft.unlink()

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from jobs.annotate import AnnotateResult
     from jobs.datasets import DatasetsResult, PrepareResult
     from jobs.demo import DemoResult
-    from jobs.evaluate import EvaluateResult
     from jobs.models import ModelsResult
     from jobs.report import ReportResult
     from jobs.train_proposals import TrainProposalsResult
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from jobs.verify import VerifyResult
     from jobs.versions import VersionsResult
     from jobs.weights import ConvertResult, InspectResult
+    from pipeline.evaluation.result import EvaluateResult, ProposalFigures
+    from pipeline.metrics import Protocol
 
 
 def show_annotate(result: "AnnotateResult", console: Console) -> int:
@@ -150,6 +151,35 @@ def show_vacuum(result: "VacuumResult", console: Console) -> int:
 
 def show_evaluate(result: "EvaluateResult", console: Console) -> int:
     """Print the figures, the protocol that was asked for first."""
+    figures: dict[str, Any] = {}
+    if result.has_classes:
+        figures = _show_classes(result, console)
+    outlines = result.total.outlines
+    figures["outline_f"] = _rounded(outlines.f_measure()[0])
+    console.print(
+        f"outlines: precision {outlines.precision()[0]:.3f}, recall {outlines.recall()[0]:.3f}, "
+        f"F {outlines.f_measure()[0]:.3f}",
+        highlight=False,
+    )
+    if result.has_scores:
+        error = result.total.calibration.expected_error()
+        figures["expected_calibration_error"] = _rounded(error)
+        console.print(f"expected calibration error {error:.3f}", highlight=False)
+    if result.proposals is not None:
+        figures["proposals"] = _show_proposals(result.proposals, result.protocol, console)
+    _print_json(
+        {
+            "images": result.images,
+            "without_truth": result.without_truth,
+            "quarantined": result.quarantined,
+            "protocol": result.protocol,
+            **figures,
+        }
+    )
+    return 0
+
+
+def _show_classes(result: "EvaluateResult", console: Console) -> dict[str, Any]:
     protocols = sorted(result.by_protocol, key=lambda name: name != result.protocol)
     table = Table(title=f"{result.images} images", title_justify="left")
     table.add_column("mean over classes")
@@ -173,23 +203,39 @@ def show_evaluate(result: "EvaluateResult", console: Console) -> int:
         highlight=False,
         soft_wrap=True,
     )
-    _print_json(
-        {
-            "images": result.images,
-            "without_truth": result.without_truth,
-            "quarantined": result.quarantined,
-            "protocol": result.protocol,
-            **_rounded_all(asdict(result.headline)),
-            "mean_accuracy": _rounded(result.mean_accuracy),
-            "pixel_accuracy": _rounded(result.pixel_accuracy),
-            "frequency_weighted_iou": _rounded(result.frequency_weighted_iou),
-            "by_protocol": {
-                protocol: _rounded_all(asdict(means))
-                for protocol, means in result.by_protocol.items()
-            },
-        }
+    return {
+        **_rounded_all(asdict(result.headline)),
+        "mean_accuracy": _rounded(result.mean_accuracy),
+        "pixel_accuracy": _rounded(result.pixel_accuracy),
+        "frequency_weighted_iou": _rounded(result.frequency_weighted_iou),
+        "by_protocol": {
+            protocol: _rounded_all(asdict(means)) for protocol, means in result.by_protocol.items()
+        },
+    }
+
+
+def _show_proposals(
+    proposals: "ProposalFigures", protocol: "Protocol", console: Console
+) -> dict[str, Any]:
+    recall, outlines = proposals.recall, proposals.outlines
+    figures = {
+        "average_recall": _rounded(recall.average_recall()[-1]),
+        "recall_at_50": _rounded(recall.recall()[-1, 0]),
+        "mean_best_iou": _rounded(recall.mean_best_iou()[-1]),
+        "best_outline_f": _rounded(max(outlines.f_measure())),
+    }
+    console.print(
+        f"{recall.mean_proposals:.1f} proposals an image: average recall "
+        f"{recall.average_recall()[-1]:.3f}, recall at IoU 0.5 {recall.recall()[-1, 0]:.3f}, "
+        f"mean best IoU {recall.mean_best_iou()[-1]:.3f}",
+        highlight=False,
+        soft_wrap=True,
     )
-    return 0
+    if proposals.oracle_means is not None:
+        means = proposals.oracle_means[protocol]
+        figures |= {f"oracle_{name}": _rounded(value) for name, value in asdict(means).items()}
+        console.print(f"oracle labels: mIoU {means.miou:.3f}", highlight=False)
+    return figures
 
 
 def show_report(result: "ReportResult", console: Console) -> int:

@@ -15,6 +15,7 @@ from scipy.ndimage import maximum_filter, minimum_filter
 
 IGNORE_TRUTH: Final = 255
 _IGNORE_TRUTH_16: Final = 65535
+BOUNDARY_SHARE_OF_DIAGONAL: Final = 0.02
 
 # Which classes enter a mean IoU. "reference" (the paper's code): those that occur in the truth or
 # in a prediction; one that is predicted but absent from the truth counts as 0. "detectron2": those
@@ -136,7 +137,7 @@ class BoundaryCounts:
         truth_HW: NDArray[np.integer[Any]],
         num_classes: int,
         ignore: int | None = None,
-        share_of_diagonal: float = 0.02,
+        share_of_diagonal: float = BOUNDARY_SHARE_OF_DIAGONAL,
     ) -> "BoundaryCounts":
         """Count one image; arguments and errors as for `Confusion.of`.
 

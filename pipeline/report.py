@@ -3,8 +3,6 @@
 Dimension key: H height, W width.
 """
 
-import base64
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
@@ -13,11 +11,10 @@ from typing import Any, Final, TextIO
 from urllib.parse import urlsplit
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 
 from pipeline.metrics import Confusion, truth_ignore
+from pipeline.pages import share, write_template
 from pipeline.palette import class_colours, hexadecimal
 from pipeline.resize import Size
 from pipeline.segments import IGNORE, decode_label_map
@@ -30,7 +27,6 @@ MAX_REFUSALS: Final = 200
 _NAMED_IN_ALT: Final = 6
 _SHORT_LEGEND: Final = 8
 _LONG_LEGEND: Final = 12  # up to this nothing is folded away
-_ABSENT: Final = "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
@@ -194,40 +190,16 @@ def write_page(
     file: TextIO, page: Page, cards: Iterable[Card], refusals: Iterable[Refusal]
 ) -> None:
     """Write the page to `file` card by card; both iterables may be lazy."""
-    environment = Environment(
-        loader=PackageLoader("pipeline", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=percent, share=share)
-    # The policy of the page admits this one script, by its hash, and no other.
-    script = environment.get_template("report.js").render()
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    stream = environment.get_template("report.html.j2").stream(
+    write_template(
+        file,
+        "report.html.j2",
+        "report.js",
         page=page,
         manifest=page.manifest,
         figures=page.figures,
         cards=cards,
         refusals=refusals,
-        script=Markup(script),  # our own file, no data in it
-        script_hash=f"sha256-{digest}",
     )
-    stream.enable_buffering(64)
-    file.writelines(stream)
-
-
-def percent(value: float | None) -> str:
-    """Return a fraction in percent, a dash where there is none."""
-    return _ABSENT if value is None or isnan(value) else f"{value:.1%}"
-
-
-def share(value: float | None) -> str:
-    """Return a share of an image in whole percent; something is never 0 %."""
-    if value is None:
-        return _ABSENT
-    return "<1%" if 0 < value < 0.01 else f"{value:.0%}"
 
 
 def shown_uri(uri: str) -> str:

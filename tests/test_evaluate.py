@@ -15,7 +15,7 @@ from pipeline.parts import write_images
 from pipeline.segments import encode_segments
 from schemas.annotation import ANNOTATED, LABELLED, QUARANTINED, image_id
 from schemas.config import EvaluateConfig
-from schemas.errors import SettingsError
+from schemas.errors import OutputError, SettingsError
 from schemas.manifest import Counts
 from schemas.vocabulary import Vocabulary, VocabularyClass
 from tests.helpers import draw_classes
@@ -171,3 +171,133 @@ def test_a_truth_for_no_image_is_refused(dataset, truth):
         file.rename(file.with_stem(f"x{file.stem}"))
     with pytest.raises(SettingsError, match=r"no labelled image of .* has a truth in"):
         evaluate(EvaluateConfig(dataset=dataset(), truth=str(truth)))
+
+
+def test_scores_of_segments_are_compared_with_correctness(dataset, truth):
+    found = evaluate(EvaluateConfig(dataset=dataset(), truth=str(truth))).total.calibration
+    # Every segment is scored 0.5; ten of the labelled pixels with a truth are right.
+    assert (found.pixels[10], found.correct[10]) == (sum(PREDICTED) + 2, sum(HITS))
+    assert found.expected_error() == pytest.approx(abs(sum(HITS) / found.pixels.sum() - 0.5))
+
+
+def test_processes_add_up_to_the_same(dataset, truth, monkeypatch):
+    labels = dataset()
+    alone = evaluate(EvaluateConfig(dataset=labels, truth=str(truth), workers=1))
+    monkeypatch.setattr("jobs.evaluate._IMAGES_PER_CHUNK", 1)
+    together = evaluate(EvaluateConfig(dataset=labels, truth=str(truth), workers=2))
+    assert without_time(together.document()) == without_time(alone.document())
+
+
+def test_an_error_in_a_process_names_the_truth(dataset, truth):
+    Image.fromarray(PAIRS["one"][1][:1].astype(np.uint8)).save(truth / "one.png")
+    with pytest.raises(SettingsError, match=r"one\.png: prediction is \(2, 4\)"):
+        evaluate(EvaluateConfig(dataset=dataset(), truth=str(truth), workers=2))
+
+
+@pytest.fixture
+def predictions(tmp_path):
+    """The same label maps as PNG files, and a vocabulary of the names."""
+    folder = tmp_path / "predictions"
+    folder.mkdir()
+    for name, (predicted_HW, _) in PAIRS.items():
+        without = np.where(predicted_HW < 0, 255, predicted_HW)
+        Image.fromarray(without.astype(np.uint8)).save(folder / f"{name}.png")
+    (tmp_path / "classes.txt").write_text("\n".join(f"{name} [seen]" for name in NAMES))
+    return {"dataset": str(folder), "vocabulary": tmp_path / "classes.txt"}
+
+
+def test_label_maps_are_measured_like_a_dataset(dataset, truth, predictions):
+    stored = evaluate(EvaluateConfig(dataset=dataset((True,) * 4), truth=str(truth)))
+    found = evaluate(EvaluateConfig(**predictions, truth=str(truth)))
+    assert (found.images, found.without_truth, found.quarantined) == (2, 0, 0)
+    np.testing.assert_array_equal(found.confusion.counts, stored.confusion.counts)
+    assert found.by_protocol["detectron2"] == stored.by_protocol["detectron2"]
+    assert found.coverage == stored.coverage < 1
+    assert not found.has_scores and "calibration" not in found.document()
+
+
+@pytest.mark.parametrize("setting", [{"version": 1}, {"proposals": True}])
+def test_label_maps_have_no_versions_and_no_proposals(truth, predictions, setting):
+    with pytest.raises(ValueError, match="label maps are read"):
+        EvaluateConfig(**predictions, truth=str(truth), **setting)
+
+
+def test_a_prediction_that_cannot_be_read_is_named(truth, predictions, tmp_path):
+    (tmp_path / "predictions" / "two.png").write_bytes(b"no picture")
+    with pytest.raises(SettingsError, match=r"prediction .*two\.png cannot be read"):
+        evaluate(EvaluateConfig(**predictions, truth=str(truth)))
+
+
+def test_another_class_of_the_truth_may_be_ignored(dataset, truth):
+    """With 255 as a class of the truth there would have to be 256 names."""
+    found = evaluate(EvaluateConfig(dataset=dataset(), truth=str(truth), ignore=1))
+    assert found.class_iou.keys() == {"sky"}
+    with_255 = PAIRS["one"][1].astype(np.uint8)
+    with_255[0, 0] = 255
+    Image.fromarray(with_255).save(truth / "one.png")
+    with pytest.raises(SettingsError, match=r"up to \[0, 255\]"):
+        evaluate(EvaluateConfig(dataset=dataset(), truth=str(truth), ignore=1))
+
+
+def test_the_json_file_holds_every_figure(dataset, truth, tmp_path):
+    file = tmp_path / "new" / "result.json"
+    found = evaluate(EvaluateConfig(dataset=dataset(), truth=str(truth), output=file))
+    written = json.loads(file.read_text())
+    assert written["by_protocol"]["reference"]["miou"] == pytest.approx(sum(IOU) / 3, abs=1e-6)
+    assert [row["name"] for row in written["classes"]] == ["sky", "cat", "tree"]
+    tree = written["classes"][2]
+    assert (tree["iou"], tree["truth_pixels"], tree["predicted_pixels"]) == (None, 0, 2)
+    cells = {
+        (predicted, true): pixels
+        for predicted, true, pixels in zip(
+            *(written["confusion"][name] for name in ("predicted", "truth", "pixels")), strict=True
+        )
+    }
+    dense = np.zeros((5, 4), dtype=int)
+    for cell, pixels in cells.items():
+        dense[cell] = pixels
+    np.testing.assert_array_equal(dense, found.confusion.counts)
+    assert written["outlines"].keys() == {"precision", "recall", "f_measure"}
+
+
+def test_the_hash_of_the_protocol_tells_what_can_be_compared(dataset, truth):
+    def digest(labels, **settings):
+        config = EvaluateConfig(dataset=labels, truth=str(truth), **settings)
+        return evaluate(config).document()["protocol_sha256"]
+
+    labels = dataset()
+    same = digest(labels)
+    assert same == digest(labels, workers=1)
+    others = {
+        digest(labels, protocol="detectron2"),
+        digest(labels, ignore=254),
+        digest(dataset((True, True, True, False))),
+    }
+    assert len(others | {same}) == 4
+
+
+def test_where_nothing_can_be_written_nothing_is_measured(tmp_path):
+    with pytest.raises(OutputError, match="it is a directory"):
+        evaluate(EvaluateConfig(dataset="nowhere", truth="nowhere", output=tmp_path))
+
+
+def test_truths_without_classes_are_compared_by_outlines(dataset, truth, capsys):
+    labels = dataset()
+    ids = truth.parent / "ids"
+    ids.mkdir()
+    for name, (_, truth_HW) in PAIRS.items():
+        # Segments 7 and 9 in the place of classes 0 and 1.
+        Image.fromarray((2 * truth_HW + 7).astype(np.uint8)).save(ids / f"{name}.png")
+    by_class = evaluate(EvaluateConfig(dataset=labels, truth=str(truth)))
+    config = EvaluateConfig(dataset=labels, truth=str(ids), truth_format="segments")
+    found = evaluate(config)
+    assert not found.has_classes and "classes" not in found.document()
+    assert found.document()["outlines"] == by_class.document()["outlines"]
+    assert found.total.outlines.predicted[0] > 0
+    assert main(["evaluate", labels, "--truth", str(ids), "--truth-format", "segments"]) == 0
+    line = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert "miou" not in line and line["outline_f"] > 0
+
+
+def without_time(document):
+    return {name: value for name, value in document.items() if name != "seconds"}

@@ -1,0 +1,1 @@
+"""Measuring labels and proposals against a truth, in parts that add up."""
