@@ -132,6 +132,11 @@ def curve(config):
     return [line["loss"] for line in read_log(config.output)]
 
 
+def norms(config):
+    """Of the gradients: clipping and Adam hide their scale from the curve."""
+    return [line["gradient_norm"] for line in read_log(config.output)]
+
+
 def weights(config):
     return MaskFormer.load(config.output / "proposer").state_dict()
 
@@ -177,6 +182,7 @@ def test_parts_of_a_batch_add_up_to_the_batch(settings, prepared):
     for config in (whole, parts):
         train(prepared(config), CPU, nothing)
     assert curve(parts) == pytest.approx(curve(whole), rel=ROUNDING)
+    assert norms(parts) == pytest.approx(norms(whole), rel=10 * ROUNDING)
 
 
 def test_bf16_is_near_fp32(settings, prepared):
@@ -399,6 +405,7 @@ def test_two_workers_make_the_steps_of_one(ray_session, settings, capsys):
     train_proposals(two)
     assert len(curve(one)) == 6
     assert curve(two) == pytest.approx(curve(one), rel=ROUNDING)
+    assert norms(two) == pytest.approx(norms(one), rel=10 * ROUNDING)
     left = {path.name for path in one.output.iterdir()}
     assert left == {
         "proposer", "checkpoints", "log.jsonl", "tensorboard", "data.json", "config.json", "_lock",
