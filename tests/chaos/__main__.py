@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from tests.chaos.ground import Ground
@@ -31,7 +31,7 @@ def main() -> int:
     # A short path: Ray's sockets are in it.
     folder = chosen.folder or Path(tempfile.mkdtemp(prefix="chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
-    verdicts = []
+    verdicts: list[Verdict] = []
     with ExitStack() as stack:
         server = stack.enter_context(start_s3())
         os.environ.update(server.environment)
@@ -40,13 +40,14 @@ def main() -> int:
         grounds = {"disk": disk, "s3": Ground(folder / "s3", "s3", proxy, disk)}
         for ground in grounds.values():
             ground.folder.mkdir(exist_ok=True)
-        for seed in range(chosen.seed, chosen.seed + chosen.schedules):
-            schedule = draw(seed)
-            verdict = carry_out(schedule, grounds[schedule.store])
-            tell(verdict, schedule.store)
-            if not verdict.is_good and schedule.store == "s3":
-                keep(verdict, folder / f"labels-{seed}")
-            verdicts.append(verdict)
+        with suppress(KeyboardInterrupt):  # the figures are then of what was done
+            for seed in range(chosen.seed, chosen.seed + chosen.schedules):
+                schedule = draw(seed)
+                verdict = carry_out(schedule, grounds[schedule.store])
+                tell(verdict, schedule.store)
+                if not verdict.is_good and schedule.store == "s3":
+                    keep(verdict, folder / f"labels-{seed}")
+                verdicts.append(verdict)
     failed = [verdict.seed for verdict in verdicts if not verdict.is_good]
     if failed:
         print(f"kept for a look: {folder}", file=sys.stderr)

@@ -23,7 +23,7 @@ from tests.processes import Process, await_end, family
 LIMIT_S: Final = float(os.environ.get("CHAOS_LIMIT_S", "300"))
 _LOOK_EVERY_S: Final = 0.005
 _FAMILY_EVERY_S: Final = 0.25
-_END_OF_FAMILY_S: Final = 15.0
+_END_OF_FAMILY_S: Final = 60.0
 _PAUSE_AT_MOST_S: Final = 40.0
 
 # How Ray titles its processes, and the executables of its daemons.
@@ -35,7 +35,7 @@ _TITLES: Final = {
     "raylet": re.compile(r"\S*/raylet "),
     "gcs": re.compile(r"\S*/gcs_server "),
 }
-_AGENTS: Final = re.compile("ray::(DashboardAgent|RuntimeEnvAgent)")
+_AGENTS: Final = re.compile(r"ray::(DashboardAgent|RuntimeEnvAgent)|/agent/main\.py|/agent\.py")
 _SIGNALS: Final = {
     "driver": signal.SIGKILL,
     "terminate": signal.SIGTERM,
@@ -221,11 +221,15 @@ class Run:
                 self._note_family()
                 time.sleep(_FAMILY_EVERY_S)
             self.outcome.writers.append(other.poll())
-        members = {member: member.title for member in self._family if member.is_alive}
-        left = await_end(self._family, _END_OF_FAMILY_S)
         # Ray's agents look for their raylet only now and then; they do not touch the dataset.
-        titles = [members.get(member, "?")[:80] for member in left]
-        self.outcome.leftover = [title for title in titles if not _AGENTS.match(title)]
+        members = {
+            member: title
+            for member in self._family
+            if (title := member.title) and not _AGENTS.search(title)
+        }
+        left = await_end(members, _END_OF_FAMILY_S)
+        await_end(self._family, 0.0)
+        self.outcome.leftover = [members.get(member, "?")[:300] for member in left]
         for other in self._others:
             other.wait()
 

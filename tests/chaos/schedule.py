@@ -67,7 +67,9 @@ def draw(seed: int) -> Schedule:
     rng = random.Random(seed)
     store = rng.choice(["disk", "s3"])
     runs = [_disturbed(rng, store) for _ in range(rng.choice([1, 1, 2]))]
-    if len(runs) > 1 and rng.random() < 0.7:
+    # After a run that finished there is nothing to do, but on a source that has changed.
+    was_ended = any(strike.what in ENDS for strike in runs[0].strikes)
+    if len(runs) > 1 and (not was_ended or rng.random() < 0.6):
         runs[-1] = replace(runs[-1], state=1)
     settings = {"rows-per-file": rng.choice(["24", "40", "32768"])}
     if rng.random() < 0.25:
