@@ -90,12 +90,14 @@ def measure(dataset, truth, **settings):
 
 
 def test_recall_takes_proposals_in_the_order_of_certainty(dataset, truth):
-    # The second is the most certain: half of the right segment. Then the left one as it is.
-    found = measure(dataset([row("one", [LEFT, MIDDLE, RIGHT], [0.5, -1.0, 2.0])]), truth)
+    # The second is the most certain: half of the right segment. Then the left one as it is, and
+    # last the whole of the right one.
+    masks = [LEFT, MIDDLE, MIDDLE | RIGHT]
+    found = measure(dataset([row("one", masks, [0.5, -1.0, 2.0])]), truth)
     assert (found.recall.images, found.recall.proposals, found.recall.segments) == (1, 3, 2)
-    assert found.recall.mean_best_iou()[[0, 1, 2, ALL]].tolist() == [0.25, 0.75, 0.75, 0.75]
+    assert found.recall.mean_best_iou()[[0, 1, 2, ALL]].tolist() == [0.25, 0.75, 1, 1]
     assert found.recall.recall()[[0, 1], 0].tolist() == [0.5, 1]
-    assert found.recall.average_recall()[ALL] == pytest.approx((1 + 0.1) / 2)
+    assert found.recall.average_recall()[[1, ALL]].tolist() == pytest.approx([(1 + 0.1) / 2, 1])
 
 
 def test_without_certainty_the_order_is_the_proposers(dataset, truth):
@@ -137,13 +139,11 @@ def test_images_add_up_over_files_and_processes(dataset, truth):
 
 
 def test_rows_of_before_count_nowhere(dataset, truth):
-    old = [
-        [row("one", [LEFT], etag="yesterday")],
-        [row("one", [RIGHT], proposal_fingerprint="other")],
-    ]
     again = [row("one", [LEFT, MIDDLE])]  # a run that was cut short had this already
-    labels = dataset(*old, again, [row("one", [LEFT, MIDDLE], run_id="next")], images=[3])
-    found = measure(labels, truth)
+    newest = [row("one", [LEFT, MIDDLE], run_id="next")]
+    yesterday = [row("one", [LEFT], etag="yesterday")]
+    of_another = [row("one", [RIGHT], proposal_fingerprint="other")]
+    found = measure(dataset(again, newest, yesterday, of_another, images=[1]), truth)
     assert (found.recall.images, found.recall.proposals) == (1, 2)
 
 
