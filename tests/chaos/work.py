@@ -7,8 +7,9 @@ lost by design, as much as the parts at work hold; it is counted apart (`in_flig
 
 `redone` is what was done again beyond that, though it was safe:
 - images (with one etag) that stand in recorded parts of more than one run;
-- within a run that finished, images that left the last stage again: after a worker was killed, all
-  but what that worker held. (What it held had not left a stage, so is not counted there.)
+- within a run that finished, images that left the last stage again after a worker was killed. Ray
+  runs the task of that worker again as a whole: up to a block of images, of which some had left the
+  stage. They were in no recorded part either, but this is the stricter way to count.
 
 `needed` is one pass: every image with each content that it had when a run did it, once.
 """
