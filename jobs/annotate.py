@@ -8,6 +8,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -26,7 +27,7 @@ from pipeline.secrets import hide_all_secrets, hide_secrets
 from pipeline.sources import Listing, ListRules
 from pipeline.stages.fetch import web_access
 from schemas.config import AnnotateConfig
-from schemas.errors import LockedError, SegmillError
+from schemas.errors import LockedError, OutputError, SegmillError
 from schemas.manifest import Changes, Counts, DataFile, Manifest, Part
 
 _RECORDED_PACKAGES: Final = (
@@ -100,7 +101,13 @@ class _Run:
         self._progress.say(f"listing {hide_secrets(self._config.source)}")
         repeated = self._planner.add_inventory(listing)
         self._take_over()
-        manifest = self._published(self._do_what_is_left())
+        try:
+            manifest = self._published(self._do_what_is_left())
+        except SegmillError:
+            # Of a run that lost the dataset the files may be gone: say so, not that they are.
+            with suppress(OutputError):
+                self._lock.check()
+            raise
         self._tidy(manifest)
         counts = manifest.counts
         return AnnotateResult(

@@ -10,11 +10,11 @@ from PIL import Image
 
 from jobs.annotate import AnnotateResult, annotate
 from pipeline.dataset import read_manifest, versions
-from pipeline.files import list_files, read_bytes, write_bytes
+from pipeline.files import delete_files, list_files, read_bytes, write_bytes
 from pipeline.models.embedded import EMBEDDED_VOCABULARY
 from pipeline.synthetic import make_scene
 from schemas.config import AnnotateConfig
-from schemas.errors import PublicationError
+from schemas.errors import LockedError, PublicationError
 from tests.dataset_checks import check_rows, rows_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -169,6 +169,28 @@ class _PublishMeanwhile:
 
     def update(self, done: object) -> None:
         pass
+
+
+def test_a_run_that_lost_the_dataset_says_so_whatever_it_stumbles_over(
+    source: Path, output: str
+) -> None:
+    with pytest.raises(LockedError, match=r"another run took over .*lock 2"):
+        run_with(source, output, _TakeOver(output))
+    assert versions(output) == []
+
+
+class _TakeOver(_PublishMeanwhile):
+    """A progress that takes the lock as another run would, and tidies away what was written."""
+
+    def __init__(self, output: str) -> None:
+        super().__init__(output, b"")
+
+    def start(self, stages: object, total: int) -> None:
+        write_bytes(self._output, "_lock/000002.json", b"{}")
+
+    def update(self, done: Any) -> None:
+        if done.get("write"):
+            delete_files(self._output, list_files(self._output, "images"))
 
 
 def run_with(source: Path, output: str, progress: Any) -> AnnotateResult:
