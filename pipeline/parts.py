@@ -88,7 +88,8 @@ def merge_images(dataset: str, run_id: str, shares: Sequence[Share]) -> DataFile
     """Write the chosen rows of some files as one file; an image repeated in one counts once."""
     tables = []
     for share in shares:
-        table = pq.ParquetFile(BytesIO(read_bytes(dataset, share.path))).read()
+        data = read_with(dataset, share.path, lambda stream: stream.read())
+        table = pq.ParquetFile(BytesIO(data)).read()
         if share.image_ids is not None:
             table = table.filter(pc.is_in(table["image_id"], pa.array(share.image_ids)))
         tables.append(conform(table, ANNOTATED))

@@ -17,7 +17,7 @@ from pipeline.dataset import (
     read_rows,
 )
 from pipeline.files import write_bytes
-from pipeline.parts import write_images
+from pipeline.parts import Share, merge_images, write_images
 from pipeline.segments import encode_segments
 from schemas.annotation import ANNOTATED, LABELLED, QUARANTINED, image_id
 from schemas.errors import OutputError, PublicationError, SchemaError
@@ -234,3 +234,8 @@ def test_a_rewritten_file_is_whole(dataset):
     write_bytes(dataset, "x.json", b"new")
     with open(f"{dataset}/x.json", "rb") as file:
         assert file.read() == b"new"
+
+
+def test_merging_a_file_that_is_gone_is_an_error_of_one_line(tmp_path):
+    with pytest.raises(OutputError, match=r"cannot read images/gone\.parquet of .*does not exist"):
+        merge_images(str(tmp_path), "run", [Share("images/gone.parquet")])
