@@ -19,6 +19,7 @@ from jobs.annotation_flows import actor_cpus, actors, run_flows
 from jobs.annotation_plan import AnnotationPlan
 from jobs.progress import Progress, Silent
 from pipeline import dataset, runtime
+from pipeline.cores import cores
 from pipeline.files import delete_files, list_files, write_bytes
 from pipeline.lock import DatasetLock, new_run_id
 from pipeline.parts import RUNS, forget_parts, merge_images, recorded_parts
@@ -67,7 +68,7 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
         run_id = new_run_id()
         with (
             DatasetLock(config.output, run_id, config.lock_ttl_s) as lock,
-            Planner(plan.fingerprints, config.plan_memory_mb, runtime.cores()) as planner,
+            Planner(plan.fingerprints, config.plan_memory_mb, cores()) as planner,
         ):
             return _Run(plan, run_id, planner, lock, progress).result(started)
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from jobs.annotation_plan import AnnotationPlan
 from jobs.progress import Progress
 from pipeline import runtime
+from pipeline.cores import cores
 from pipeline.fusion import LOGIT_SCALE
 from pipeline.models.clip import Clip, ClipSource, text_vectors
 from pipeline.models.crops import CropSettings
@@ -92,7 +93,7 @@ def actor_cpus(plan: AnnotationPlan) -> int:
     """Return the CPUs per actor: on one machine the pools share its cores, else each takes one."""
     if plan.config.address != "local":
         return 1
-    return max(1, runtime.cores() // actors(plan))
+    return max(1, cores() // actors(plan))
 
 
 def actors(plan: AnnotationPlan) -> int:

@@ -17,9 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.files import delete_files, list_files, read_bytes, read_with, write_bytes
+from pipeline.files import (
+    delete_files,
+    in_parallel,
+    list_files,
+    read_bytes,
+    read_with,
+    write_bytes,
+)
 from schemas.annotation import ANNOTATED, EMBEDDINGS, LABELLED, QUARANTINED, conform
-from schemas.manifest import DataFile, EmbeddingsFile, Part
+from schemas.manifest import DataFile, EmbeddingsFile, Part, StoredFile
 
 RUNS: Final = "_runs"
 IMAGES: Final = "images"
@@ -60,24 +67,21 @@ def write_part(dataset: str, run_id: str, rows: pa.Table) -> Part:
 def write_images(dataset: str, run_id: str, rows: pa.Table) -> DataFile:
     """Write one Parquet file of annotated rows, sorted by image_id, and describe it."""
     table = conform(rows, ANNOTATED).sort_by("image_id")
-    data = _parquet(
+    stored = _store(
+        dataset,
+        IMAGES,
+        run_id,
         table,
         row_group_size=_IMAGES_ROW_GROUP,
         use_dictionary=["status", "fingerprint", "run_id", "segments.list.element.label"],
         # Minimum and maximum of an RLE or a hash of a message help no reader.
         write_statistics=["image_id", "uri", "status", "height", "width", "coverage", "mean_score"],
     )
-    digest = hashlib.sha256(data).hexdigest()
-    path = _path(IMAGES, run_id, digest)
-    write_bytes(dataset, path, data)
     quarantined = table.filter(pc.equal(table["status"], QUARANTINED))
     errors = quarantined["error"].to_pylist()
     reasons = Counter(f"{error['stage']}/{error['code']}" for error in errors)
     return DataFile(
-        path=path,
-        sha256=digest,
-        size_bytes=len(data),
-        rows=len(table),
+        **stored.model_dump(),
         labelled=len(table) - len(quarantined),
         quarantined=len(quarantined),
         reasons=dict(sorted(reasons.items())),
@@ -93,7 +97,7 @@ def merge_images(dataset: str, run_id: str, shares: Sequence[Share]) -> DataFile
         if share.image_ids is not None:
             table = table.filter(pc.is_in(table["image_id"], pa.array(share.image_ids)))
         tables.append(conform(table, ANNOTATED))
-    merged = pa.concat_tables(tables).sort_by("image_id")
+    merged = pa.concat_tables(tables)
     ids = merged["image_id"].combine_chunks()
     if pc.count_distinct(ids).as_py() < len(ids):
         first = pc.index_in(pc.unique(ids), ids)
@@ -115,16 +119,23 @@ def read_row_group(dataset: str, path: str, row_group: int) -> pa.Table:
 
 def recorded_parts(dataset: str) -> dict[str, Part]:
     """Return what runs have finished and no later publication has tidied away, by record."""
-    parts = {}
-    for path in list_files(dataset, RUNS):
-        folders = path.split("/")
-        if len(folders) == 4 and folders[2] == "parts" and path.endswith(".json"):
-            try:
-                parts[path] = Part.model_validate_json(read_bytes(dataset, path))
-            except (FileNotFoundError, ValueError) as error:
-                # Gone since it was listed, or of another layout: its rows are done again.
-                logger.warning("passed over the record %s: %s", path, error)
-    return parts
+    records = [path for path in list_files(dataset, RUNS) if _is_record(path)]
+    parts = in_parallel(lambda path: _read_record(dataset, path), records)
+    return {path: part for path, part in zip(records, parts, strict=True) if part is not None}
+
+
+def _is_record(path: str) -> bool:
+    folders = path.split("/")
+    return len(folders) == 4 and folders[2] == "parts" and path.endswith(".json")
+
+
+def _read_record(dataset: str, path: str) -> Part | None:
+    try:
+        return Part.model_validate_json(read_bytes(dataset, path))
+    except (FileNotFoundError, ValueError) as error:
+        # Gone since it was listed, or of another layout: its rows are done again.
+        logger.warning("passed over the record %s: %s", path, error)
+        return None
 
 
 def forget_parts(dataset: str, parts: Mapping[str, Part], published: Collection[str]) -> None:
@@ -136,24 +147,24 @@ def forget_parts(dataset: str, parts: Mapping[str, Part], published: Collection[
 
 
 def _write_embeddings(dataset: str, run_id: str, rows: pa.Table) -> EmbeddingsFile:
-    table = conform(rows, EMBEDDINGS).sort_by("image_id")
-    data = _parquet(
-        table,
+    stored = _store(
+        dataset,
+        EMBEDDINGS_FOLDER,
+        run_id,
+        conform(rows, EMBEDDINGS).sort_by("image_id"),
         row_group_size=EMBEDDINGS_ROW_GROUP,
         use_dictionary=["status", "proposal_fingerprint", "embedding_fingerprint"],
         write_statistics=["image_id"],
     )
-    digest = hashlib.sha256(data).hexdigest()
-    path = _path(EMBEDDINGS_FOLDER, run_id, digest)
-    write_bytes(dataset, path, data)
-    return EmbeddingsFile(path=path, sha256=digest, size_bytes=len(data), rows=len(table))
+    return EmbeddingsFile(**stored.model_dump())
 
 
-def _path(folder: str, run_id: str, digest: str) -> str:
-    return f"{folder}/run={run_id}/part-{digest[:_NAME_DIGITS]}.parquet"
-
-
-def _parquet(table: pa.Table, **options: Any) -> bytes:
+def _store(dataset: str, folder: str, run_id: str, table: pa.Table, **options: Any) -> StoredFile:
+    """Write a table as one Parquet file under the name of its content, and describe that."""
     buffer = BytesIO()
     pq.write_table(table, buffer, compression="zstd", write_page_index=True, **options)
-    return buffer.getvalue()
+    data = buffer.getvalue()
+    digest = hashlib.sha256(data).hexdigest()
+    path = f"{folder}/run={run_id}/part-{digest[:_NAME_DIGITS]}.parquet"
+    write_bytes(dataset, path, data)
+    return StoredFile(path=path, sha256=digest, size_bytes=len(data), rows=len(table))

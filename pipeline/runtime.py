@@ -17,6 +17,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Datasink
 from ray.data.datasource.datasink import WriteResult
 
+from pipeline.cores import cores
 from pipeline.parts import write_part
 from pipeline.stages.rows import quarantine
 from pipeline.storage import describe
@@ -175,11 +176,6 @@ def _silent_start(level: int) -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-
-
-def cores() -> int:
-    """Return how many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpus_per_actor(wanted: float | None) -> float:

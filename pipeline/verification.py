@@ -18,7 +18,7 @@ from pipeline.files import in_parallel, read_bytes
 from pipeline.segments import decode_label_map
 from schemas.annotation import ANNOTATED, EMBEDDINGS, LABELLED, QUARANTINED, conform
 from schemas.errors import OutputError, SchemaError
-from schemas.manifest import DataFile, EmbeddingsFile, Manifest
+from schemas.manifest import DataFile, EmbeddingsFile, Manifest, StoredFile
 
 _THREADS = 4  # a file is whole in memory while it is checked
 
@@ -109,9 +109,7 @@ def _check_embeddings(dataset: str, file: EmbeddingsFile) -> Checked:
     return Checked(tuple(problems))
 
 
-def _read(
-    dataset: str, file: DataFile | EmbeddingsFile, schema: pa.Schema
-) -> tuple[pa.Table | None, list[str]]:
+def _read(dataset: str, file: StoredFile, schema: pa.Schema) -> tuple[pa.Table | None, list[str]]:
     """Return a file's table, or None where it cannot be read, and what is wrong with its bytes."""
     try:
         data = read_bytes(dataset, file.path)

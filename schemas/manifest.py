@@ -13,29 +13,29 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class DataFile(_Record):
-    """One Parquet file of image rows; `path` is relative to the dataset."""
+class StoredFile(_Record):
+    """One Parquet file; `path` is relative to the dataset."""
 
     path: str
     sha256: str
     size_bytes: int
     rows: int
+
+
+class DataFile(StoredFile):
+    """One Parquet file of image rows."""
+
     labelled: int
     quarantined: int
     reasons: dict[str, int]  # quarantined rows by "stage/code"
 
 
-class EmbeddingsFile(_Record):
-    """One Parquet file of embeddings; `path` is relative to the dataset.
+class EmbeddingsFile(StoredFile):
+    """One Parquet file of embeddings.
 
     It may hold rows of images that have changed or left since; a row is used only where its etag
     and its fingerprint are those of today.
     """
-
-    path: str
-    sha256: str
-    size_bytes: int
-    rows: int
 
 
 class Part(_Record):

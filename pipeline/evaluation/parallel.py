@@ -1,7 +1,6 @@
 """Sums over many images in several processes, few of them in memory at a time."""
 
 import multiprocessing
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -9,6 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from typing import Any, Final, Protocol, TypeVar
 
+from pipeline.cores import cores
 from schemas.errors import SegmillError
 
 _CHUNKS_AHEAD: Final = 2  # per process: handed out or waiting to be added
@@ -40,7 +40,7 @@ def add_up(
     chunks = _chunks(items, per_chunk)
     if workers is None:
         first = list(islice(chunks, _MANY))
-        workers = _cores() if len(first) == _MANY else 1
+        workers = cores() if len(first) == _MANY else 1
         chunks = chain(first, chunks)
     results = map(measure, chunks) if workers == 1 else _in_processes(measure, chunks, workers)
     total = measure(())
@@ -69,10 +69,6 @@ def _in_processes(
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _chunks(items: Iterable[Item], size: int) -> Iterator[Sequence[Item]]:

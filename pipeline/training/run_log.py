@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 from tensorboardX import SummaryWriter
+
+from pipeline.files import write_bytes
 
 LOG_FILE: Final = "log.jsonl"
 TENSORBOARD: Final = "tensorboard"
@@ -21,9 +22,8 @@ class RunLog:
     def __init__(self, directory: Path, step: int) -> None:
         file = directory / LOG_FILE
         kept = [line for line in read_log(directory) if line["step"] <= step]
-        draft = file.with_suffix(".draft")
-        draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(draft, file)
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_bytes(str(directory), LOG_FILE, text.encode())
         self._file = file.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(directory / TENSORBOARD), purge_step=step + 1)
 

@@ -20,10 +20,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.cores import cores
 from pipeline.fingerprints import Fingerprints
 from pipeline.parts import write_images
 from pipeline.planner import Planner
-from pipeline.runtime import cores
 from pipeline.sources import Listing
 from schemas.annotation import ANNOTATED, LABELLED, image_id
 from schemas.manifest import DataFile
