@@ -26,63 +26,63 @@ class _Command:
     summary: str
     config: str  # name in schemas.config, or module:name
     run: str  # module:function, Config -> result
-    show: str  # module:function, (result, console) -> exit code
+    show: str  # module:function in jobs.show, (result, console) -> exit code
     positional: tuple[str, ...] = ()
 
 
 COMMANDS: Final[dict[str, _Command]] = {
     "demo": _Command(
         "everything, on synthetic scenes and the embedded models, with a report",
-        "DemoConfig", "jobs.demo:demo", "jobs.show:show_demo",
+        "DemoConfig", "jobs.demo:demo", "annotation:show_demo",
     ),
     "annotate": _Command(
         "label a folder, bucket or list of images as a Parquet dataset",
-        "AnnotateConfig", "jobs.annotate:annotate", "jobs.show:show_annotate", ("source",),
+        "AnnotateConfig", "jobs.annotate:annotate", "annotation:show_annotate", ("source",),
     ),
     "evaluate": _Command(
         "compare a dataset with label maps: seen, unseen and harmonic mean IoU",
-        "EvaluateConfig", "jobs.evaluate:evaluate", "jobs.show:show_evaluate", ("dataset",),
+        "EvaluateConfig", "jobs.evaluate:evaluate", "evaluation:show_evaluate", ("dataset",),
     ),
     "report": _Command(
         "write one HTML page to look at a dataset",
-        "ReportConfig", "jobs.report:report", "jobs.show:show_report", ("dataset",),
+        "ReportConfig", "jobs.report:report", "annotation:show_report", ("dataset",),
     ),
     "versions": _Command(
         "list the published versions of a dataset",
-        "VersionsConfig", "jobs.versions:list_versions", "jobs.show:show_versions", ("dataset",),
+        "VersionsConfig", "jobs.versions:list_versions", "dataset:show_versions", ("dataset",),
     ),
     "verify": _Command(
         "read a dataset again: files, hashes, the account of rows, label maps",
-        "VerifyConfig", "jobs.verify:verify", "jobs.show:show_verify", ("dataset",),
+        "VerifyConfig", "jobs.verify:verify", "dataset:show_verify", ("dataset",),
     ),
     "vacuum": _Command(
         "delete old versions of a dataset, and files that no version names",
-        "VacuumConfig", "jobs.vacuum:vacuum", "jobs.show:show_vacuum", ("dataset",),
+        "VacuumConfig", "jobs.vacuum:vacuum", "dataset:show_vacuum", ("dataset",),
     ),
     "weights convert": _Command(
         "write the models of a checkpoint of the paper's authors in Segmill's layout",
-        "WeightsConvertConfig", "jobs.weights:convert", "jobs.show:show_convert", ("checkpoint",),
+        "WeightsConvertConfig", "jobs.weights:convert", "models:show_convert", ("checkpoint",),
     ),
     "weights inspect": _Command(
         "say what a file or directory of weights holds",
-        "WeightsInspectConfig", "jobs.weights:inspect", "jobs.show:show_inspect", ("weights",),
+        "WeightsInspectConfig", "jobs.weights:inspect", "models:show_inspect", ("weights",),
     ),
     "datasets list": _Command(
         "list the data sets that can be prepared, and what to download for each",
-        "Config", "jobs.datasets:list_datasets", "jobs.show:show_datasets",
+        "Config", "jobs.datasets:list_datasets", "training:show_datasets",
     ),
     "datasets prepare": _Command(
         "turn an official download into images, maps of class indices and a vocabulary",
-        "DatasetsPrepareConfig", "jobs.datasets:prepare", "jobs.show:show_prepare", ("name",),
+        "DatasetsPrepareConfig", "jobs.datasets:prepare", "training:show_prepare", ("name",),
     ),
     "train proposals": _Command(
         "train a MaskFormer on the seen classes of labelled images",
         "schemas.training_config:TrainProposalsConfig",
-        "jobs.train_proposals:train_proposals", "jobs.show:show_train_proposals",
+        "jobs.train_proposals:train_proposals", "training:show_train_proposals",
     ),
     "models": _Command(
         "list the proposers and classifiers",
-        "Config", "jobs.models:models", "jobs.show:show_models",
+        "Config", "jobs.models:models", "models:show_models",
     ),
 }  # fmt: skip
 
@@ -138,7 +138,7 @@ def _run(name: str, command: _Command, arguments: list[str]) -> int:
     except KeyboardInterrupt:
         how, code = ("ended by SIGTERM", 143) if terminated.is_set() else ("interrupted", 130)
         return _complain(program, f"{how}; what was finished is kept", code)
-    return int(_load(command.show)(result, console))
+    return int(_load(f"jobs.show.{command.show}")(result, console))
 
 
 @contextmanager

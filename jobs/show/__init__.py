@@ -1,0 +1,1 @@
+"""What a command prints when it is done, and its exit code: results on stdout, talk on stderr."""
