@@ -19,6 +19,11 @@ class Fingerprints:
     embedding: str
     label: str
 
+    @property
+    def label_of_compact(self) -> str:
+        """What decides a label made from compact embeddings, which need not be that of a full run."""
+        return _hash([self.label, "compact"])
+
     def of_failure(self, stage: str) -> str:
         """Return what decides that an image is quarantined by a stage."""
         return {

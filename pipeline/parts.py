@@ -26,14 +26,14 @@ from pipeline.files import (
     write_bytes,
 )
 from schemas.annotation import ANNOTATED, EMBEDDINGS, LABELLED, QUARANTINED, conform
-from schemas.manifest import DataFile, EmbeddingsFile, Part, StoredFile
+from schemas.manifest import DataFile, EmbeddingsFile, Encoding, Part, StoredFile
 
 RUNS: Final = "_runs"
 IMAGES: Final = "images"
 EMBEDDINGS_FOLDER: Final = "embeddings"
 
-# Rows of one image's embeddings are megabytes; a row group is what a reader holds at once.
-EMBEDDINGS_ROW_GROUP: Final = 8
+# Exact embeddings are megabytes an image; a row group is what a reader holds at once.
+_EMBEDDINGS_ROW_GROUP: Final[Mapping[Encoding, int]] = {"exact": 8, "compact": 256}
 _IMAGES_ROW_GROUP: Final = 4096
 _NAME_DIGITS: Final = 24  # of the SHA-256 in a file's name
 
@@ -147,16 +147,20 @@ def forget_parts(dataset: str, parts: Mapping[str, Part], published: Collection[
 
 
 def _write_embeddings(dataset: str, run_id: str, rows: pa.Table) -> EmbeddingsFile:
+    encoding: Encoding = "compact" if rows["mask_picture"].null_count < len(rows) else "exact"
+    rows_per_group = _EMBEDDINGS_ROW_GROUP[encoding]
     stored = _store(
         dataset,
         EMBEDDINGS_FOLDER,
         run_id,
         conform(rows, EMBEDDINGS).sort_by("image_id"),
-        row_group_size=EMBEDDINGS_ROW_GROUP,
+        row_group_size=rows_per_group,
         use_dictionary=["status", "proposal_fingerprint", "embedding_fingerprint"],
         write_statistics=["image_id"],
     )
-    return EmbeddingsFile(**stored.model_dump())
+    return EmbeddingsFile(
+        **stored.model_dump(), encoding=encoding, rows_per_group=rows_per_group
+    )
 
 
 def _store(dataset: str, folder: str, run_id: str, table: pa.Table, **options: Any) -> StoredFile:

@@ -4,9 +4,10 @@ The inventory and the keys of all finished rows go into a DuckDB database in a t
 which spills to disk where they outgrow its memory, so that neither is ever whole in memory.
 
 A row is done when its image is in the inventory with the same etag and its fingerprint is of today.
+Compact embeddings, and labels made from them, count only for who asks for compact ones.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -21,9 +22,9 @@ import pyarrow.parquet as pq
 
 from pipeline.files import in_parallel, write_bytes
 from pipeline.fingerprints import Fingerprints
-from pipeline.parts import EMBEDDINGS_ROW_GROUP, RUNS, Share, read_columns
+from pipeline.parts import RUNS, Share, read_columns
 from schemas.annotation import LABELLED
-from schemas.manifest import DataFile, EmbeddingsFile
+from schemas.manifest import DataFile, EmbeddingsFile, Encoding
 
 # Given up for now, not for good: the store did not answer. Done again by the next run.
 RETRIED_CODES: Final = ("unavailable",)
@@ -42,7 +43,7 @@ _TABLES: Final = """
 create table listed (image_id varchar, uri varchar, etag varchar, size_bytes bigint);
 create table rows (file integer, image_id varchar, etag varchar, fresh boolean, labelled boolean);
 create table embedded (file integer, row_group integer, image_id varchar, etag varchar,
-                       relabels boolean, reclassifies boolean);
+                       is_current boolean, relabels boolean, reclassifies boolean);
 create table before (image_id varchar);
 create table inventory as select * from listed;
 create table winner (image_id varchar, file integer);
@@ -101,8 +102,15 @@ class Outcome:
 class Planner:
     """Compares the inventory with what is done; use it as a context manager."""
 
-    def __init__(self, fingerprints: Fingerprints, memory_mb: int, threads: int) -> None:
+    def __init__(
+        self,
+        fingerprints: Fingerprints,
+        memory_mb: int,
+        threads: int,
+        keeps: Encoding | None = None,
+    ) -> None:
         self._today = fingerprints
+        self._keeps = keeps  # the embeddings that the run is asked to keep
         self._folder = TemporaryDirectory(prefix="segmill-plan-")
         self._database = duckdb.connect(
             str(Path(self._folder.name) / "plan.duckdb"),
@@ -160,15 +168,18 @@ class Planner:
         embeddings: Sequence[EmbeddingsFile],
         origin: Origin,
         *,
-        retry_quarantined: bool = False,
+        retried: Collection[str] | None = RETRIED_CODES,
     ) -> None:
-        """Take finished rows; of one image those of a file added later win."""
+        """Take finished rows; of one image those of a file added later win.
+
+        `retried` are the error codes of quarantined images that are not done; None: all.
+        """
         if origin == "own" and self._own_from is None:
             self._own_from = len(self._files)
         first = len(self._files)
         self._files += files
         columns = ("image_id", "etag", "fingerprint", "status", "error")
-        given_up = self._codes_given_up(origin, retry_quarantined)
+        given_up = _given_up(() if origin == "own" else retried)  # this run has tried its own
         for number, table in _read_many(dataset, [file.path for file in files], columns):
             self._add_rows(first + number, table, given_up)
             if origin == "published":
@@ -179,56 +190,60 @@ class Planner:
         for number, table in _read_many(dataset, [file.path for file in embeddings], keys):
             self._add_embeddings(first + number, table)
 
-    def _codes_given_up(self, origin: Origin, retry_quarantined: bool) -> str:
-        """Return the condition under which a quarantined row counts as done."""
-        if origin == "own":
-            return "true"  # this run has tried it
-        if retry_quarantined:
-            return "false"
-        return f"not list_contains({list(RETRIED_CODES)}, coalesce(code, ''))"
-
     def _add_rows(self, number: int, table: pa.Table, given_up: str) -> None:
         code = pc.struct_field(table["error"], "code")
         self._insert(
             "rows",
-            "select $file, image_id, etag, case when status = $labelled then fingerprint = $label "
+            "select $file, image_id, etag, "
+            "case when status = $labelled then list_contains($labels, fingerprint) "
             f"else list_contains($quarantined, fingerprint) and {given_up} end, "
             "status = $labelled from arriving",
             table.drop_columns(["error"]).append_column("code", code),
             {
                 "file": number,
                 "labelled": LABELLED,
-                "label": self._today.label,
+                "labels": self._labels_of_today,
                 "quarantined": list(self._today.of_quarantined),
             },
         )
 
+    @property
+    def _labels_of_today(self) -> list[str]:
+        today = self._today
+        return [today.label, today.label_of_compact] if self._keeps == "compact" else [today.label]
+
     def _add_embeddings(self, number: int, table: pa.Table) -> None:
-        groups = [row // EMBEDDINGS_ROW_GROUP for row in range(len(table))]
+        file = self._embeddings[number]
+        is_exact = file.encoding == "exact"
+        groups = [row // file.rows_per_group for row in range(len(table))]
         self._insert(
             "embedded",
             "select $file, row_group, image_id, etag, embedding_fingerprint = $embedding, "
-            "proposal_fingerprint = $proposal from arriving",
+            "embedding_fingerprint = $embedding and $labels, "
+            "proposal_fingerprint = $proposal and $classifies from arriving",
             table.append_column("row_group", pa.array(groups, pa.int32())),
             {
                 "file": number,
                 "embedding": self._today.embedding,
+                "labels": is_exact or self._keeps == "compact",
                 "proposal": self._today.proposal,
+                "classifies": is_exact,
             },
         )
 
-    def left(self, dataset: str, run_id: str, *, keep_embeddings: bool) -> Work:
+    def left(self, dataset: str, run_id: str) -> Work:
         """Return what is not done, written as units to the dataset.
 
-        With `keep_embeddings` a labelled image whose embeddings are not stored is not done.
+        Where embeddings are to be kept, a labelled image whose own are not stored is not done.
         """
-        self._choose(keep_embeddings)
+        self._choose()
         self._database.execute(
             "create or replace table recalled as "
             "select i.image_id, max_by(k.file, (k.relabels, k.file)) file, "
             "max_by(k.row_group, (k.relabels, k.file)) row_group, max(k.relabels) relabels "
             "from inventory i join embedded k using (image_id) "
-            "where k.etag = i.etag and (k.relabels or k.reclassifies) "
+            # Pixels that are fetched again must be those of the stored proposals.
+            f"where (k.relabels and {_SAME_CONTENT} or k.reclassifies and k.etag = i.etag) "
             "and not exists (from winner w where w.image_id = i.image_id) group by i.image_id"
         )
         return Work(
@@ -237,9 +252,9 @@ class Planner:
             relabel=self._recall_units(relabels=True),
         )
 
-    def _choose(self, keep_embeddings: bool) -> None:
+    def _choose(self) -> None:
         stored = "true"
-        if keep_embeddings:
+        if self._keeps:
             stored = (
                 "(not k.labelled or exists (from embedded e where e.image_id = k.image_id "
                 "and e.relabels and e.etag is not distinct from k.etag))"
@@ -326,7 +341,7 @@ class Planner:
         """Return the files of embeddings of which at least one row is of use."""
         found = self._database.execute(
             "select distinct k.file from embedded k join inventory i using (image_id) "
-            "where k.etag = i.etag and (k.relabels or k.reclassifies) order by all"
+            f"where {_SAME_CONTENT} and (k.is_current or k.reclassifies) order by all"
         ).fetchall()
         return [self._embeddings[file] for (file,) in found]
 
@@ -352,6 +367,13 @@ class Planner:
     def _number(self, query: str, values: Mapping[str, Any] | None = None) -> int:
         ((number,),) = self._database.execute(query, dict(values or {})).fetchall()
         return int(number)
+
+
+def _given_up(retried: Collection[str] | None) -> str:
+    """Return the condition under which a quarantined row counts as done."""
+    if retried is None:
+        return "false"
+    return f"not list_contains({list(retried)}::varchar[], coalesce(code, ''))"
 
 
 def _read_many(

@@ -89,6 +89,9 @@ PROPOSED: Final = pa.schema([*DECODED, *PROPOSALS])
 _REGIONS: Final[list[pa.Field]] = [
     pa.field("valid", pa.binary()),  # bool (Q,), proposals with a crop; null: CLIP was not asked
     pa.field("clip_embeds", pa.large_binary()),  # float32 (V, D), unit length, of the valid ones
+    # The compact form, see mask_codec.py: it takes the place of mask_logits, and then query_embeds,
+    # void_logits and clip_embeds are float16.
+    pa.field("mask_picture", pa.large_binary()),
 ]
 
 _WITHOUT_PIXELS: Final[list[pa.Field]] = [

@@ -10,6 +10,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from schemas.manifest import Encoding
+
 IMAGE_EXTENSIONS = (
     "avif", "bmp", "gif", "j2k", "jp2", "jpeg", "jpf", "jpg", "jpx", "mpo", "pgm", "png", "pnm",
     "ppm", "qoi", "tga", "tif", "tiff", "webp",
@@ -188,10 +190,11 @@ class AnnotateConfig(
         description="dataset directory: a path, or a URL such as s3://bucket/labels"
     )
     rows_per_file: int = Field(32_768, ge=1, description="images per Parquet file, at most")
-    keep_embeddings: bool = Field(
-        False,
-        description="store masks and CLIP vectors, megabytes an image: other classes, prompts and "
-        "thresholds then cost no model, and another CLIP no proposals",
+    keep_embeddings: Encoding | None = Field(
+        None,
+        description="store masks and CLIP vectors: other classes, prompts and thresholds then cost "
+        "no model. exact: megabytes an image, labels as from a full run, and another CLIP costs no "
+        "proposals; compact: tens of kilobytes an image, labels nearly so",
     )
     retry_quarantined: bool = Field(
         False, description="try the images again that were given up, also where nothing changed"
@@ -210,6 +213,12 @@ class AnnotateConfig(
     def _edges_are_ordered(self) -> "AnnotateConfig":
         if self.short_edge and self.long_edge and self.short_edge > self.long_edge:
             raise ValueError(f"short_edge {self.short_edge} is above long_edge {self.long_edge}")
+        return self
+
+    @model_validator(mode="after")
+    def _the_oracle_needs_masks(self) -> "AnnotateConfig":
+        if self.keep_embeddings == "compact" and self.oracle_truth is not None:
+            raise ValueError("oracle_truth compares masks, which compact embeddings do not hold")
         return self
 
 

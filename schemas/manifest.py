@@ -1,12 +1,17 @@
 """The manifest: the one file by which readers know what a dataset version holds."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from schemas.annotation import SCHEMA_VERSION
 from schemas.vocabulary import Vocabulary
+
+
+# How masks and vectors are stored: as they travelled, so that labels come out the same, or as a
+# picture and in half precision, so that they nearly do.
+Encoding = Literal["exact", "compact"]
 
 
 class _Record(BaseModel):
@@ -36,6 +41,9 @@ class EmbeddingsFile(StoredFile):
     It may hold rows of images that have changed or left since; a row is used only where its etag
     and its fingerprint are those of today.
     """
+
+    encoding: Encoding
+    rows_per_group: int  # of its row groups but the last
 
 
 class Part(_Record):

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from pipeline.evaluation.proposals import ProposalUnit
 from pipeline.evaluation.truth_segments import TruthFiles
-from pipeline.parts import EMBEDDINGS_ROW_GROUP, read_columns
+from pipeline.parts import read_columns
 from pipeline.storage import hide_secrets
 from schemas.annotation import LABELLED
 from schemas.errors import SettingsError
@@ -21,9 +21,10 @@ _KEYS: Final = ("image_id", "etag")
 def require_kept(dataset: str, manifest: Manifest) -> None:
     """Raise SettingsError unless the version keeps proposals and says how to read them."""
     shown = f"version {manifest.version} of {hide_secrets(dataset)}"
-    if not manifest.embeddings:
+    if not any(file.encoding == "exact" for file in manifest.embeddings):
         raise SettingsError(
-            f"proposals cannot be measured: {shown} keeps none; annotate with --keep-embeddings"
+            f"proposals cannot be measured: {shown} keeps none; annotate with --keep-embeddings "
+            "exact"
         )
     if not {"divisor", "proposal_fingerprint"} <= manifest.models.keys():
         raise SettingsError(
@@ -38,13 +39,15 @@ def kept_units(dataset: str, manifest: Manifest, truths: TruthFiles) -> Iterator
     Rows of images that have changed since, or of another proposer, are passed over.
     """
     for number, ranks in _current_rows(dataset, manifest):
-        path = manifest.embeddings[number].path
+        path, rows_per_group = (
+            manifest.embeddings[number].path, manifest.embeddings[number].rows_per_group
+        )
         keys = read_columns(dataset, path, ("image_id", "uri")).take(ranks)
         by_group: dict[int, dict[str, str]] = {}
         for rank, image_id, uri in zip(
             ranks.to_pylist(), keys["image_id"].to_pylist(), keys["uri"].to_pylist(), strict=True
         ):
-            by_group.setdefault(rank // EMBEDDINGS_ROW_GROUP, {})[image_id] = uri
+            by_group.setdefault(rank // rows_per_group, {})[image_id] = uri
         for row_group, uris in by_group.items():
             found = {image_id: truths.of(uri) for image_id, uri in uris.items()}
             with_truth = {name: truth for name, truth in found.items() if truth is not None}
@@ -64,6 +67,8 @@ def _current_rows(dataset: str, manifest: Manifest) -> Iterator[tuple[int, pa.Ar
             arriving = arriving.filter(pc.equal(arriving["status"], LABELLED))
             database.execute("insert into images select image_id, etag from arriving")
         for number, stored in enumerate(manifest.embeddings):
+            if stored.encoding != "exact":
+                continue
             arriving = read_columns(dataset, stored.path, (*_KEYS, "proposal_fingerprint"))
             rows = pa.array(range(len(arriving)), pa.int32())
             arriving = arriving.append_column("row", rows)

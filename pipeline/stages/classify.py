@@ -7,7 +7,9 @@ import pyarrow as pa
 
 from pipeline.stages.embed import Embed
 from pipeline.stages.label import Label
+from pipeline.stages.compact import compacted
 from schemas.annotation import ANNOTATED, ANNOTATED_AND_EMBEDDED, EMBEDDED
+from schemas.manifest import Encoding
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +20,7 @@ class Classify:
 
     embed: Embed
     label: Label
-    keep_embeddings: bool
+    keep_embeddings: Encoding | None
 
     @property
     def schema(self) -> pa.Schema:
@@ -31,6 +33,8 @@ class Classify:
         annotated = self.label(embedded)
         if not self.keep_embeddings:
             return annotated
+        if self.keep_embeddings == "compact":
+            embedded = compacted(embedded, self.label.precision)
         for name in EMBEDDED.names:
             if name not in ANNOTATED.names:
                 annotated = annotated.append_column(EMBEDDED.field(name), embedded[name])

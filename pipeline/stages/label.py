@@ -20,8 +20,10 @@ from pipeline.masks import Precision
 from pipeline.models.device import pick_device
 from pipeline.oracle import oracle_scores
 from pipeline.pixels import PixelScorer, pixel_score_tiles
-from pipeline.resize import resize_nearest
+from pipeline.quick_labels import quick_label_map
+from pipeline.resize import padded_size, resize_nearest
 from pipeline.segments import encode_segments
+from pipeline.stages.compact import is_compact, picture_logits, vectors
 from pipeline.stages.rows import Row, is_quarantined, isolate_live, quarantine
 from pipeline.stages.soft_masks import pixel_embeds, soft_masks
 from pipeline.truth import Truths
@@ -57,6 +59,8 @@ class Label:
     def _written(self, row: Row) -> Row:
         kept = {name: row[name] for name in ANNOTATED.names if name in row}
         fingerprint = self.fingerprints.label
+        if row["mask_picture"] is not None:
+            fingerprint = self.fingerprints.label_of_compact
         if is_quarantined(row):
             fingerprint = self.fingerprints.of_failure(row["error"]["stage"])
         return {"segments": [], **kept, "fingerprint": fingerprint, "run_id": self.run_id}
@@ -73,6 +77,8 @@ class Label:
     def _label(self, row: Row) -> Row:
         if row["pixel_embeds"] is not None:
             return self._annotated(row, self._pixel_labels(row))
+        if is_compact(row):
+            return self._annotated(row, self._quick_labels(row))
         masks_QHW = soft_masks(row, self.precision, self.divisor)
         if self.truths is not None:
             try:
@@ -100,6 +106,15 @@ class Label:
             "segments": segments,
         }
 
+    def _quick_labels(self, row: Row) -> LabelMap:
+        resized, original = (row["image_height"], row["image_width"]), (row["height"], row["width"])
+        return quick_label_map(
+            self._class_scores(row),
+            torch.from_numpy(picture_logits(row)).to(pick_device()),
+            (padded_size(resized, self.divisor), resized, original),
+            self.min_score,
+        )
+
     def _pixel_labels(self, row: Row) -> LabelMap:
         embeds_Dhw = pixel_embeds(row, self.precision, self.query_text_KD.shape[1])
         device = embeds_Dhw.device
@@ -123,9 +138,9 @@ class Label:
         num_dims = self.query_text_KD.shape[1]
         query_QK = None
         if row["query_embeds"] is not None:
-            query_embeds_QD = _floats(row["query_embeds"]).reshape(-1, num_dims)
+            query_embeds_QD = _floats(row, "query_embeds").reshape(-1, num_dims)
             text_KD = torch.from_numpy(self.query_text_KD).to(device)
-            query_QK = query_probs(query_embeds_QD, text_KD, _floats(row["void_logits"]))
+            query_QK = query_probs(query_embeds_QD, text_KD, _floats(row, "void_logits"))
         valid_Q = torch.ones(row["n_proposals"], dtype=torch.bool, device=device)
         if row["clip_embeds"] is not None:
             valid_Q = torch.from_numpy(np.frombuffer(row["valid"], dtype=np.bool_).copy())
@@ -144,9 +159,9 @@ class Label:
         if row["clip_embeds"] is None:
             return None
         text_KD = torch.from_numpy(self.region_text_KD).to(pick_device())
-        clip_embeds_VD = _floats(row["clip_embeds"]).reshape(-1, text_KD.shape[1])
+        clip_embeds_VD = _floats(row, "clip_embeds").reshape(-1, text_KD.shape[1])
         return region_probs(clip_embeds_VD, text_KD, self.logit_scale)
 
 
-def _floats(data: bytes) -> Tensor:
-    return torch.from_numpy(np.frombuffer(data, dtype=np.float32).copy()).to(pick_device())
+def _floats(row: Row, name: str) -> Tensor:
+    return torch.from_numpy(vectors(row, name)).to(pick_device())
