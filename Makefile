@@ -61,7 +61,7 @@ lock: $(INSTALLED)  ## write the versions that are installed; torch itself pins 
 
 $(INSTALLED): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev,cluster]'
 	@touch $@
 
 clean:

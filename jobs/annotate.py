@@ -17,13 +17,15 @@ from typing import Final
 
 from jobs.annotation_flows import actor_cpus, actors, run_flows
 from jobs.annotation_plan import AnnotationPlan
-from jobs.progress import Progress, Silent
+from jobs.progress import Progress, RecordedProgress, Silent
 from pipeline import dataset, runtime
 from pipeline.cores import cores
 from pipeline.files import delete_files, list_files, write_bytes
 from pipeline.lock import DatasetLock, new_run_id
 from pipeline.parts import RUNS, forget_parts, merge_images, recorded_parts
 from pipeline.planner import Origin, Planner, Work
+from pipeline.run_log import RunLog
+from pipeline.run_records import Recorder
 from pipeline.secrets import hide_all_secrets, hide_secrets
 from pipeline.sources import Listing, ListRules
 from pipeline.stages.fetch import web_access
@@ -62,15 +64,27 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
     the same version meanwhile.
     """
     started = time.monotonic()
-    progress = progress or Silent()
+    progress = progress or RecordedProgress(Silent())
     with progress:
         plan = AnnotationPlan.of(config)
         run_id = new_run_id()
         with (
             DatasetLock(config.output, run_id, config.lock_ttl_s) as lock,
+            RunLog(config.output, run_id),
+            Recorder(config.output, run_id) as recorder,
             Planner(plan.fingerprints, config.plan_memory_mb, cores()) as planner,
         ):
-            return _Run(plan, run_id, planner, lock, progress).result(started)
+            run = _Run(plan, _Identity(run_id, lock, recorder), planner, progress)
+            return run.result(started)
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """What makes a run the one that may write: its id, its lock, its record."""
+
+    run_id: str
+    lock: DatasetLock
+    recorder: Recorder
 
 
 class _Run:
@@ -79,20 +93,21 @@ class _Run:
     def __init__(
         self,
         plan: AnnotationPlan,
-        run_id: str,
+        identity: _Identity,
         planner: Planner,
-        lock: DatasetLock,
         progress: Progress,
     ) -> None:
         self._plan = plan
         self._config = plan.config
         self._output = plan.config.output
-        self._run_id = run_id
+        self._run_id = identity.run_id
+        self._lock = identity.lock
+        self._recorder = identity.recorder
         self._planner = planner
-        self._lock = lock
         self._progress = progress
         newest = dataset.newest_version(self._output)
         self._base = dataset.read_manifest(self._output, newest) if newest else None
+        self._recorder.version = newest
         self._from_embeddings = 0
 
     def result(self, started: float) -> AnnotateResult:
@@ -109,12 +124,14 @@ class _Run:
             with suppress(OutputError):
                 self._lock.check()
             raise
+        published = manifest.run_id == self._run_id
+        self._recorder.succeed(manifest.version, published=published)
         self._tidy(manifest)
         counts = manifest.counts
         return AnnotateResult(
             output=hide_secrets(self._output),
             version=manifest.version,
-            published=manifest.run_id == self._run_id,
+            published=published,
             run_id=self._run_id,
             counts=counts,
             changes=self._changes(),
@@ -162,9 +179,13 @@ class _Run:
         self._from_embeddings = work.recalled
         resolved = json.dumps(hide_all_secrets(self._config.model_dump(mode="json")), indent=2)
         write_bytes(self._output, f"{RUNS}/{self._run_id}/config.json", resolved.encode())
+        self._recorder.plan(self._planner.images, work.images)
         self._progress.say(f"{work.images} of {self._planner.images} images are to be done")
         cpus = actors(self._plan) * actor_cpus(self._plan)
-        with runtime.cluster(self._config.address, self._config.object_store_mb, cpus):
+        config = self._config
+        with runtime.cluster(
+            config.address, config.object_store_mb, cpus, ship_code=config.ship_code
+        ):
             for _ in range(_MAX_PASSES):
                 parts = list(run_flows(self._plan, work, self._run_id, self._progress))
                 self._add(parts, "own")

@@ -11,6 +11,7 @@ from jobs.progress import Progress
 from pipeline import runtime
 from pipeline.cores import cores
 from pipeline.fusion import LOGIT_SCALE
+from pipeline.machines import Device
 from pipeline.models.clip import Clip, ClipSource, text_vectors
 from pipeline.models.crops import CropSettings
 from pipeline.models.device import pick_device
@@ -44,15 +45,19 @@ class Texts:
 def run_flows(plan: AnnotationPlan, work: Work, run_id: str, progress: Progress) -> Iterator[Part]:
     """Do the work on the connected cluster, and yield the parts that were written."""
     config = plan.config
-    propose_gpus = runtime.gpus_per_actor(config.propose_gpus)
-    classify_gpus = runtime.gpus_per_actor(config.classify_gpus)
+    propose_device = Device.of(
+        config.propose_gpus, config.propose_accelerator, config.propose_resources
+    )
+    classify_device = Device.of(
+        config.classify_gpus, config.classify_accelerator, config.classify_resources
+    )
     progress.say(f"prompting CLIP with {len(plan.vocabulary)} classes")
     texts = runtime.run_task(
         encode_vocabulary,
         plan.clip,
         plan.vocabulary,
         (plan.query_prompts, plan.region_prompts),
-        num_gpus=classify_gpus,
+        device=classify_device,
     )
     fetch = FetchDecode(*plan.edges, source_settings(config))
     cpus = actor_cpus(plan)
@@ -64,12 +69,12 @@ def run_flows(plan: AnnotationPlan, work: Work, run_id: str, progress: Progress)
             config.mask_precision,
             config.proposer_modules,
         ),
-        config.propose_batch, config.propose_actors, propose_gpus, cpus,
+        config.propose_batch, config.propose_actors, propose_device, cpus,
     )  # fmt: skip
     label = _label(plan, texts, run_id)
     classify = runtime.Placement(
         Classify(_embed(plan), label, config.keep_embeddings),
-        config.classify_batch, config.classify_actors, classify_gpus, cpus,
+        config.classify_batch, config.classify_actors, classify_device, cpus,
     )  # fmt: skip
     relabel = runtime.Placement(label, config.classify_batch)
     for units, intake, placements in (

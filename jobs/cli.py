@@ -6,6 +6,7 @@ Nothing heavy is imported until a command is known, so that `segmill --help` is 
 """
 
 import difflib
+import json
 import os
 import signal
 import sys
@@ -13,10 +14,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import import_module
 from typing import Any, Final, NoReturn
 
 ENV_PREFIX: Final = "SEGMILL_"
+_LOG_FORMAT: Final = f"{ENV_PREFIX}LOG_FORMAT"  # text, or json: a line of JSON per event
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ COMMANDS: Final[dict[str, _Command]] = {
     "verify": _Command(
         "read a dataset again: files, hashes, the account of rows, label maps",
         "VerifyConfig", "jobs.verify:verify", "dataset:show_verify", ("dataset",),
+    ),
+    "status": _Command(
+        "say what of a dataset is done, failed and left, for people and monitors",
+        "schemas.status_config:StatusConfig", "jobs.status:status", "status:show_status",
+        ("dataset",),
     ),
     "vacuum": _Command(
         "delete old versions of a dataset, and files that no version names",
@@ -112,23 +120,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(name: str, command: _Command, arguments: list[str]) -> int:
     program = f"segmill {name}"
     try:
+        _check_log_format()
         config = _settings(program, command, arguments)
     except _UsageError as error:
         return _complain(program, str(error))
     # Heavy imports start here: the settings are known to be well-formed.
     from rich.console import Console
 
-    from jobs.progress import TerminalProgress
+    from jobs.progress import RecordedProgress, Silent, TerminalProgress
     from schemas.errors import LockedError, SegmillError, SettingsError
 
-    console = Console(stderr=True)
-    _quiet_libraries()
+    as_json = _logs_json()
+    console = Console(stderr=True, quiet=as_json)
+    progress = RecordedProgress(Silent() if as_json else TerminalProgress(console))
+    _quiet_libraries(as_json)
     terminated = threading.Event()
     try:
         job = _load(command.run)
         # stdout is for the result alone; Ray prints there when a process of its dies.
         with _terminable(terminated), redirect_stdout(sys.stderr):
-            result = job(config, TerminalProgress(console)) if _takes_progress(job) else job(config)
+            result = job(config, progress) if _takes_progress(job) else job(config)
     except SettingsError as error:
         return _complain(program, str(error))
     except LockedError as error:
@@ -182,15 +193,30 @@ def _load(path: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def _quiet_libraries() -> None:
+def _check_log_format() -> None:
+    if (form := os.environ.get(_LOG_FORMAT, "text")) not in ("text", "json"):
+        raise _UsageError(f"{_LOG_FORMAT} is {form!r}; it may be text or json")
+
+
+def _logs_json() -> bool:
+    return os.environ.get(_LOG_FORMAT) == "json"
+
+
+def _quiet_libraries(as_json: bool) -> None:
     """Keep libraries from writing between the bars; our own errors say what went wrong."""
     import logging
     import warnings
 
+    from pipeline.run_log import EVENTS, JsonFormatter
     from pipeline.secrets import hide_in_output
 
     level = os.environ.get(f"{ENV_PREFIX}LOG_LEVEL", "ERROR").upper()
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
+    EVENTS.handlers.clear()
+    if as_json:
+        (handler,) = logging.getLogger().handlers
+        handler.setFormatter(JsonFormatter())
+        EVENTS.addHandler(handler)
     hide_in_output()
     warnings.simplefilter("ignore")
 
@@ -208,6 +234,7 @@ def _overview() -> str:
             "",
             "segmill COMMAND --help lists the settings of a command. Every setting may also come",
             f"from the environment ({ENV_PREFIX}NAME) or from a YAML file (--config FILE).",
+            f"{_LOG_FORMAT}=json makes every line on stderr an object of JSON.",
         ]
     )
 
@@ -220,7 +247,13 @@ def _suggest(name: str, known: Sequence[str] | dict[str, Any]) -> str:
 def _complain(program: str, problem: str, code: int = 2) -> int:
     from pipeline.secrets import hide_secrets
 
-    print(f"{program}: {hide_secrets(' '.join(problem.split()))}", file=sys.stderr)
+    message = hide_secrets(" ".join(problem.split()))
+    if _logs_json():
+        time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        values = {"time": time, "level": "ERROR", "logger": program, "message": message}
+        print(json.dumps({**values, "exit_code": code}), file=sys.stderr)
+    else:
+        print(f"{program}: {message}", file=sys.stderr)
     return code
 
 

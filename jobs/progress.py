@@ -19,6 +19,8 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from pipeline.run_log import tell
+
 _LINE_EVERY_S: Final = 15.0
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,46 @@ class Silent:
 
     def update(self, done: Mapping[str, int], note: str = "") -> None:
         """Show nothing."""
+
+
+class RecordedProgress:
+    """Shows what another progress shows, and tells it to the log of the run as well."""
+
+    def __init__(self, shown: Progress) -> None:
+        self._shown = shown
+        self._total = 0
+        self._last_line = 0.0
+
+    def __enter__(self) -> Self:
+        self._shown.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._shown.__exit__(kind, error, traceback)
+
+    def say(self, what: str) -> None:
+        """Tell and show the next step."""
+        tell(what)
+        self._shown.say(what)
+
+    def start(self, stages: Sequence[str], total: int, unit: str = "images", done: int = 0) -> None:
+        """Tell and show stages and how much is before them."""
+        self._total, self._last_line = total, time.monotonic()
+        tell("the stages start", stages=list(stages), total=total, unit=unit, done=done)
+        self._shown.start(stages, total, unit, done)
+
+    def update(self, done: Mapping[str, int], note: str = "") -> None:
+        """Show how far it is; tell it every quarter of a minute."""
+        now = time.monotonic()
+        if now - self._last_line >= _LINE_EVERY_S:
+            self._last_line = now
+            tell("at work", done=dict(done), total=self._total, note=note)
+        self._shown.update(done, note)
 
 
 class _Rate(ProgressColumn):

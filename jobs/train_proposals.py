@@ -15,6 +15,7 @@ from jobs.progress import Progress, Silent
 from jobs.proposal_training_plan import ProposalTrainingPlan, usable
 from pipeline import runtime
 from pipeline.lock import DatasetLock, new_run_id
+from pipeline.machines import Device
 from pipeline.training import checkpoint
 from pipeline.training.proposal_loop import PROPOSER, train
 from pipeline.training.proposal_training import ProposalTraining
@@ -77,7 +78,7 @@ def train_proposals(
         workers = Workers(
             config.workers,
             config.cpus_per_worker,
-            runtime.gpus_per_actor(config.gpus_per_worker),
+            Device.of(config.gpus_per_worker, None, {}).num_gpus,
             config.max_failures,
         )
         run_workers(partial(train, training), workers, config.output, run_id, report)

@@ -13,13 +13,21 @@ import secrets
 import socket
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.files import create_bytes, delete_files, list_files, read_bytes, write_bytes
+from pipeline.files import (
+    create_bytes,
+    delete_files,
+    list_facts,
+    list_files,
+    read_bytes,
+    write_bytes,
+)
 from pipeline.storage import hide_secrets
 from schemas.errors import LockedError, SegmillError
 
@@ -42,6 +50,34 @@ class Holder(BaseModel):
     ttl_s: float
     beat: int = 0
     released: bool = False
+
+
+@dataclass(frozen=True)
+class Held:
+    """A lock that was not given back: whose it is, and for how long it was not renewed."""
+
+    holder: Holder
+    silent_s: float | None  # by the clocks of store and reader; None where the store tells no time
+    is_alive: bool
+
+
+def read_lock(dataset: str) -> Held | None:
+    """Return who holds a dataset, taking no part in it; None when nobody does.
+
+    Unlike `DatasetLock`, which watches, this believes the clocks: it is for people and monitors.
+    """
+    facts = list_facts(dataset, LOCKS)
+    paths = [path for path in facts if path.rpartition("/")[2][:-5].isdigit()]
+    if not paths:
+        return None
+    newest = max(paths, key=lambda path: int(path.rpartition("/")[2][:-5]))
+    holder = _read_holder(dataset, newest)
+    if holder is None or holder.released:
+        return None
+    changed = facts[newest].changed
+    silent_s = None if changed is None else max(0.0, time.time() - changed)
+    expired = silent_s is not None and silent_s > holder.ttl_s
+    return Held(holder, silent_s, is_alive=not expired and not _has_died(holder))
 
 
 class DatasetLock:
@@ -121,10 +157,7 @@ class DatasetLock:
             found = self._read(number)
 
     def _read(self, number: int) -> Holder | None:
-        try:
-            return Holder.model_validate_json(read_bytes(self._dataset, _path(number)))
-        except (FileNotFoundError, ValidationError):
-            return None
+        return _read_holder(self._dataset, _path(number))
 
     def _newest(self) -> int:
         return max(self._numbers(), default=0)
@@ -150,6 +183,13 @@ class DatasetLock:
 def new_run_id() -> str:
     """Return the id of a new run: its UTC start and six random digits."""
     return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
+
+
+def _read_holder(dataset: str, path: str) -> Holder | None:
+    try:
+        return Holder.model_validate_json(read_bytes(dataset, path))
+    except (FileNotFoundError, ValidationError):
+        return None
 
 
 def _path(number: int) -> str:

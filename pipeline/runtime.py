@@ -9,15 +9,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 import pyarrow as pa
 import ray
 import ray.data
+from ray._private.authentication.authentication_token_setup import (
+    maybe_enable_token_auth_if_token_available,
+)
 from ray.data import ActorPoolStrategy, DataContext, Datasink
 from ray.data.datasource.datasink import WriteResult
 
 from pipeline.cores import cores
+from pipeline.machines import ANY_MACHINE, Device
 from pipeline.parts import write_part
 from pipeline.stages.rows import quarantine
 from pipeline.storage import describe
@@ -35,6 +40,8 @@ _POLL_S: Final = 0.5
 # How often an image may be at work, alone, in a worker that dies, before it is the image's fault.
 _MAX_DEATHS: Final = 3
 _LOCAL_THREADS: Final = 4
+_CODE: Final = Path(__file__).resolve().parents[1]
+_PACKAGES: Final = ("schemas", "pipeline", "jobs")
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -79,7 +86,7 @@ class Placement:
     stage: Stage
     batch_size: int
     actors: int = 0
-    num_gpus: float = 0.0
+    device: Device = ANY_MACHINE
     num_cpus: int = 1  # of an actor; Ray sets OMP_NUM_THREADS to it
 
 
@@ -87,11 +94,15 @@ ProgressCallback = Callable[[Mapping[str, int]], None]
 
 
 @contextmanager
-def cluster(address: str, object_store_mb: int | None, actor_cpus: int) -> Iterator[None]:
+def cluster(
+    address: str, object_store_mb: int | None, actor_cpus: int, *, ship_code: bool = False
+) -> Iterator[None]:
     """Connect to a Ray cluster, or start one on this machine, and leave only what was started.
 
-    A process that is connected already (a driver inside a Ray job, a test session) stays so.
-    Raises SettingsError when the address does not answer.
+    A process that is connected already (a driver inside a Ray job, a test session) stays so. The
+    token of a cluster is found the way Ray finds it: RAY_AUTH_TOKEN, a file that
+    RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token. With `ship_code` workers get the code of this
+    process. Raises SettingsError when the address does not answer, or refuses the token.
     """
     if ray.is_initialized():
         yield
@@ -108,10 +119,18 @@ def cluster(address: str, object_store_mb: int | None, actor_cpus: int) -> Itera
         options["include_dashboard"] = False
         if object_store_mb is not None:
             options["object_store_memory"] = object_store_mb * 2**20
+    else:
+        # Ray itself would use a token that is there for the address "auto" only.
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    if ship_code:
+        options["runtime_env"] = {
+            "py_modules": [str(_CODE / package) for package in _PACKAGES],
+            "excludes": ["**/__pycache__/"],
+        }
     try:
         with _kept_sigterm(), _silent_start(level):
             ray.init(logging_level=level, log_to_driver=level <= logging.INFO, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = (str(error).strip().splitlines() or [""])[0]
         raise SettingsError(f"cannot reach Ray at {address!r}: {reason}") from None
     try:
@@ -178,16 +197,9 @@ def _silent_start(level: int) -> Iterator[None]:
         os.close(nowhere)
 
 
-def gpus_per_actor(wanted: float | None) -> float:
-    """Return `wanted`, or by default 1 where the cluster has GPUs and 0 where it has none."""
-    if wanted is not None:
-        return wanted
-    return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
-
-
-def run_task(work: Callable[..., T], *arguments: Any, num_gpus: float = 0.0) -> T:
+def run_task(work: Callable[..., T], *arguments: Any, device: Device = ANY_MACHINE) -> T:
     """Run one function on the cluster and return its result."""
-    remote = ray.remote(num_gpus=num_gpus)(work)
+    remote = ray.remote(**device.options)(work)
     try:
         result: T = ray.get(remote.remote(*arguments))
     except ray.exceptions.RayError as error:
@@ -281,7 +293,7 @@ def _attach(rows: ray.data.Dataset, placement: Placement, board: Any) -> ray.dat
         fn_constructor_args=(placement.stage, board),
         compute=ActorPoolStrategy(size=placement.actors),
         num_cpus=placement.num_cpus,
-        num_gpus=placement.num_gpus,
+        **placement.device.options,
         **options,
     )
 

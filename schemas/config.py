@@ -6,7 +6,7 @@ or an instance role, so that a resolved config can be written beside the data.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -166,6 +166,25 @@ class ExecutionSettings(Config):
     classify_gpus: float | None = Field(
         None, ge=0, description="GPUs per CLIP actor; if absent, 1 where the cluster has GPUs"
     )
+    propose_resources: dict[str, float] = Field(
+        {},
+        description="custom Ray resources that a proposal actor takes, as propose=1: it lands on "
+        "machines that offer them",
+    )
+    classify_resources: dict[str, float] = Field(
+        {}, description="custom Ray resources that a CLIP actor takes, as classify=1"
+    )
+    propose_accelerator: str | None = Field(
+        None, description="Ray's name of the card that a proposal actor needs, as L4 or A100-80G"
+    )
+    classify_accelerator: str | None = Field(
+        None, description="Ray's name of the card that a CLIP actor needs"
+    )
+    ship_code: bool = Field(
+        False,
+        description="send this installation's code to the workers of the cluster; off: an image, "
+        "a shared environment or the job's working directory has it",
+    )
     propose_batch: int = Field(8, ge=1, description="images per call of the proposer")
     classify_batch: int = Field(8, ge=1, description="images per call of the classifier")
     crop_batch: int = Field(256, ge=1, description="crops per forward pass of CLIP")
@@ -175,6 +194,24 @@ class ExecutionSettings(Config):
     object_store_mb: int | None = Field(
         None, ge=80, description="Ray object store of a local run, in MiB; Ray's choice if absent"
     )
+
+    @model_validator(mode="after")
+    def _one_machine_is_no_cluster(self) -> Self:
+        of_a_cluster = (
+            "propose_resources", "classify_resources", "propose_accelerator",
+            "classify_accelerator", "ship_code",
+        )  # fmt: skip
+        given = [name for name in of_a_cluster if getattr(self, name)]
+        if self.address == "local" and given:
+            raise ValueError(f"{given[0]} is of a cluster; give its address")
+        for name in of_a_cluster[:2]:
+            for resource, amount in getattr(self, name).items():
+                if amount <= 0 or resource in ("CPU", "GPU", "memory", "object_store_memory"):
+                    raise ValueError(
+                        f"{name} has {resource}={amount:g}; it takes custom resources, of more "
+                        "than 0 (GPUs are given by propose_gpus and classify_gpus)"
+                    )
+        return self
 
 
 class AnnotateConfig(

@@ -2,8 +2,11 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -15,6 +18,8 @@ from PIL import Image
 from jobs.annotate import annotate
 from jobs.cli import main
 from jobs.evaluate import evaluate
+from jobs.progress import TerminalProgress
+from jobs.status import status
 from pipeline.dataset import newest_version, read_manifest
 from pipeline.models import find_proposer
 from pipeline.models.embedded import EMBEDDED_VOCABULARY
@@ -22,6 +27,8 @@ from pipeline.models.maskformer import BackboneConfig
 from pipeline.models.per_pixel import PerPixel, PerPixelConfig
 from pipeline.synthetic import make_scene
 from schemas.config import AnnotateConfig, EvaluateConfig
+from schemas.runs import RunEnd, RunStart
+from schemas.status_config import StatusConfig
 from tests.dataset_checks import check_rows, rows_of
 from tests.servers import S3Server
 
@@ -85,6 +92,44 @@ def test_bad_files_are_rows_and_decide_the_exit_code(
     assert main([*arguments, "--max-bad-fraction", "0.5"]) == 0
     assert newest_version(output) == 1
     assert "nothing has changed" in capsys.readouterr().err
+
+
+def test_of_two_runs_that_overlap_the_second_ends_with_3(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["annotate", str(scenes / "images"), "--output", str(tmp_path / "labels")]
+    arguments += ["--vocabulary", str(EMBEDDED_VOCABULARY), "--lock-ttl-s", "8"]
+    seconds: list[subprocess.CompletedProcess[str]] = []
+
+    class Overlapped(TerminalProgress):
+        """Starts the same command, as a schedule would, while this one is at work."""
+
+        def start(self, *what: Any) -> None:
+            command = [sys.executable, "-m", "jobs.cli", *arguments]
+            seconds.append(subprocess.run(command, capture_output=True, text=True, check=False))
+            super().start(*what)
+
+    monkeypatch.setattr("jobs.progress.TerminalProgress", Overlapped)
+    assert main(arguments) == 0
+    (second,) = seconds
+    manifest = read_manifest(str(tmp_path / "labels"))
+    assert (second.returncode, manifest.version) == (3, 1)
+    assert f"is held by run {manifest.run_id}" in second.stderr
+    # The one that was refused leaves no trace; the other tells all of itself.
+    (run,) = (tmp_path / "labels" / "_runs").iterdir()
+    assert {file.name for file in run.iterdir()} == {
+        "config.json", "start.json", "end.json", "log.jsonl",
+    }  # fmt: skip
+    start = RunStart.model_validate_json((run / "start.json").read_text())
+    end = RunEnd.model_validate_json((run / "end.json").read_text())
+    assert (start.run_id, start.images, start.to_do) == (manifest.run_id, 12, 12)
+    assert (end.outcome, end.version, end.error) == ("published", 1, None)
+    assert start.started == end.started < end.ended
+    # A run that finds nothing to do is recorded as well.
+    assert main(arguments) == 0
+    result = status(StatusConfig(dataset=str(tmp_path / "labels"), max_age_hours=1.0))
+    assert [run.state for run in result.runs] == ["unchanged", "published"]
+    assert (result.finished, result.left, result.problems) == (0, 0, ())
 
 
 def test_the_per_pixel_baseline_is_an_option_of_the_same_command(

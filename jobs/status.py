@@ -1,0 +1,148 @@
+"""`segmill status`: what of a dataset is done, failed and left, and whether all is well."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+from pipeline.dataset import newest_version, read_manifest
+from pipeline.lock import Held, read_lock
+from pipeline.parts import RUNS, recorded_parts
+from pipeline.run_records import RunRecord, newest_runs
+from pipeline.storage import hide_secrets
+from schemas.errors import OutputError
+from schemas.manifest import Manifest, Part
+from schemas.runs import Outcome
+from schemas.status_config import StatusConfig
+
+State = Outcome | Literal["running", "killed"]
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One run; `killed` is one without an end whose lock is not its own or no longer renewed."""
+
+    run_id: str
+    state: State
+    started: datetime | None = None
+    ended: datetime | None = None
+    to_do: int | None = None  # images, as the run found them; None before it knew
+    error: str | None = None
+
+    @property
+    def is_good(self) -> bool:
+        """Whether it brought the dataset up to date."""
+        return self.state in ("published", "unchanged")
+
+
+@dataclass(frozen=True)
+class StatusResult:
+    """The newest version, the newest runs, the lock, and everything that is not well."""
+
+    dataset: str
+    manifest: Manifest | None
+    runs: tuple[RunStatus, ...]  # the newest first
+    lock: Held | None
+    finished: int  # images in parts that are not published yet
+    left: int | None  # images that the newest run has still to do; None where it is not known
+    age_s: float | None  # since the dataset was last brought up to date
+    problems: tuple[str, ...]
+
+
+def status(config: StatusConfig) -> StatusResult:
+    """Read versions, records and lock of a dataset.
+
+    Raises OutputError when there is no trace of a dataset.
+    """
+    newest = newest_version(config.dataset)
+    manifest = read_manifest(config.dataset, newest) if newest else None
+    lock = read_lock(config.dataset)
+    records = newest_runs(config.dataset, config.runs)
+    if records and records[0].end is None and not _holds(lock, records[0].run_id):
+        lock = read_lock(config.dataset)  # it may have started since the lock was read
+    if manifest is None and lock is None and not records:
+        raise OutputError(f"{hide_secrets(config.dataset)} holds no dataset, and no run of one")
+    runs = _runs(records, lock)
+    parts = recorded_parts(config.dataset)
+    age_s = _age_s(runs, manifest)
+    return StatusResult(
+        dataset=hide_secrets(config.dataset),
+        manifest=manifest,
+        runs=runs,
+        lock=lock,
+        finished=sum(part.images.rows for part in parts.values()),
+        left=_left(runs, parts),
+        age_s=age_s,
+        problems=tuple(_problems(config, runs, manifest, age_s)),
+    )
+
+
+def _runs(records: Sequence[RunRecord], lock: Held | None) -> tuple[RunStatus, ...]:
+    runs = [_run(record, lock) for record in records]
+    if lock is not None and lock.holder.run_id not in {run.run_id for run in runs}:
+        # It has not got as far as to know what it has to do, or is no run of `annotate`.
+        started = datetime.fromtimestamp(lock.holder.since, UTC)
+        runs.insert(0, RunStatus(lock.holder.run_id, _state_of(lock), started))
+    return tuple(runs)
+
+
+def _run(record: RunRecord, lock: Held | None) -> RunStatus:
+    to_do = record.start.to_do if record.start else None
+    if record.end is not None:
+        end = record.end
+        return RunStatus(record.run_id, end.outcome, end.started, end.ended, to_do, end.error)
+    state: State = "killed"
+    if lock is not None and _holds(lock, record.run_id):
+        state = _state_of(lock)
+    started = record.start.started if record.start else None
+    return RunStatus(record.run_id, state, started, to_do=to_do)
+
+
+def _holds(lock: Held | None, run_id: str) -> bool:
+    return lock is not None and lock.holder.run_id == run_id
+
+
+def _state_of(lock: Held) -> Literal["running", "killed"]:
+    return "running" if lock.is_alive else "killed"
+
+
+def _left(runs: Sequence[RunStatus], parts: dict[str, Part]) -> int | None:
+    newest = runs[0] if runs else None
+    if newest is None or newest.is_good:
+        return 0
+    if newest.to_do is None:
+        return None
+    own = f"{RUNS}/{newest.run_id}/"
+    done = sum(part.images.rows for path, part in parts.items() if path.startswith(own))
+    return max(0, newest.to_do - done)  # a batch that was repeated counts twice
+
+
+def _age_s(runs: Sequence[RunStatus], manifest: Manifest | None) -> float | None:
+    ends = [run.ended for run in runs if run.is_good and run.ended is not None]
+    ends += [manifest.created] if manifest else []
+    return max(0.0, (datetime.now(UTC) - max(ends)).total_seconds()) if ends else None
+
+
+def _problems(
+    config: StatusConfig,
+    runs: Sequence[RunStatus],
+    manifest: Manifest | None,
+    age_s: float | None,
+) -> list[str]:
+    problems = []
+    over = [run for run in runs if run.state != "running"]
+    if over and not over[0].is_good:
+        why = f": {over[0].error}" if over[0].error else ""
+        problems.append(f"the last run, {over[0].run_id}, was {over[0].state}{why}")
+    limit = config.max_age_hours
+    if limit is not None and (age_s is None or age_s > limit * 3600):
+        age = "never" if age_s is None else f"{timedelta(seconds=round(age_s))} ago"
+        problems.append(f"no run has ended well for {limit:g} h; the last time was {age}")
+    if manifest is not None:
+        counts = manifest.counts
+        if counts.quarantined > config.max_bad_fraction * counts.inventory:
+            problems.append(
+                f"{counts.quarantined} of {counts.inventory} images are quarantined, over the "
+                f"share of {config.max_bad_fraction:g}"
+            )
+    return problems
