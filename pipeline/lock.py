@@ -133,9 +133,14 @@ class DatasetLock:
                 self._await_end(newest)
             data = self._holder.model_dump_json().encode()
             if create_bytes(self._dataset, _path(newest + 1), data):
-                numbers = self._numbers()
+                # Locks before it, and drafts of these that their writers left as they died.
                 delete_files(
-                    self._dataset, [_path(number) for number in numbers if number <= newest]
+                    self._dataset,
+                    [
+                        path
+                        for path in list_files(self._dataset, LOCKS)
+                        if 0 < _number(path) <= newest
+                    ],
                 )
                 return newest + 1
 
@@ -163,8 +168,8 @@ class DatasetLock:
         return max(self._numbers(), default=0)
 
     def _numbers(self) -> list[int]:
-        stems = [path.rpartition("/")[2][:-5] for path in list_files(self._dataset, LOCKS)]
-        return [int(stem) for stem in stems if stem.isdigit()]
+        locks = [path for path in list_files(self._dataset, LOCKS) if path.endswith(".json")]
+        return [_number(path) for path in locks]
 
     def _write(self, holder: Holder) -> None:
         write_bytes(self._dataset, _path(self.number), holder.model_dump_json().encode())
@@ -194,6 +199,12 @@ def _read_holder(dataset: str, path: str) -> Holder | None:
 
 def _path(number: int) -> str:
     return f"{LOCKS}/{number:06d}.json"
+
+
+def _number(path: str) -> int:
+    """Return the number of a lock, or of a draft of it; 0 for any other file."""
+    stem = path.rpartition("/")[2].partition(".")[0]
+    return int(stem) if stem.isdigit() else 0
 
 
 def _process_space() -> str:

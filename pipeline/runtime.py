@@ -111,8 +111,6 @@ def cluster(
     # Ray's own lines would run between our progress; SEGMILL_LOG_LEVEL brings them back.
     level = logging.getLogger().getEffectiveLevel()
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "info" if level <= logging.INFO else "fatal")
-    # Ray logs as errors, with tracebacks, what it tries again, and what reaches us as exceptions.
-    logging.getLogger("ray").setLevel(level if level <= logging.INFO else logging.CRITICAL)
     if address == "local":
         # Pool actors hold their CPUs for the whole run; decode tasks must find some besides.
         options["num_cpus"] = cores() + actor_cpus
@@ -133,6 +131,11 @@ def cluster(
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = (str(error).strip().splitlines() or [""])[0]
         raise SettingsError(f"cannot reach Ray at {address!r}: {reason}") from None
+    # Ray logs as errors, with tracebacks, what it tries again, and what reaches us as exceptions.
+    # Said after the start, which sets the level anew.
+    quiet = level if level <= logging.INFO else logging.CRITICAL
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(quiet)
     try:
         with _watched_node():
             yield
@@ -246,7 +249,6 @@ def run_flow(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = _BLOCK_BYTES
-    logging.getLogger("ray.data").setLevel(logging.getLogger("ray").level)
     board = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
     rows = ray.data.from_arrow([flow.units[index : index + 1] for index in range(len(flow.units))])
     rows = rows.map_batches(

@@ -45,6 +45,15 @@ def test_a_lock_is_released_and_taken_again_under_the_next_number(dataset):
     assert list_files(dataset, "_lock") == ["_lock/000003.json"]
 
 
+def test_what_a_killed_holder_left_half_written_goes_with_its_lock(tmp_path):
+    dataset = str(tmp_path)
+    leave(dataset, 7, released=True)
+    for name in ("000007.json.0a1b.draft", "notes.txt"):
+        (tmp_path / "_lock" / name).write_text("{}")
+    with DatasetLock(dataset, "run", TTL_S):
+        assert list_files(dataset, "_lock") == ["_lock/000008.json", "_lock/notes.txt"]
+
+
 def test_a_second_run_is_refused_with_the_name_of_the_first(dataset):
     with DatasetLock(dataset, "first", TTL_S):
         with pytest.raises(LockedError, match=r"held by run first on .*process \d+"):

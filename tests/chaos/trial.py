@@ -136,8 +136,8 @@ def _judge(verdict: Verdict, ground: Ground, state: int) -> None:
         problems.append(f"{counts} for {len(ground.images[state])} files")
     left = [path for path in list_files(output, RUNS) if "/parts/" in path or "/todo/" in path]
     problems += [f"{path} was left" for path in left]
-    locks = list_files(output, LOCKS)
-    if len([path for path in locks if path.endswith(".json")]) != 1:
+    locks = [path for path in list_files(output, LOCKS) if path.endswith(".json")]
+    if len(locks) != 1:
         problems.append(f"there are {locks}")
     elif not Holder.model_validate_json(read_bytes(output, locks[0])).released:
         problems.append("the lock was not released")
