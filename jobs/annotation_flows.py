@@ -1,6 +1,6 @@
 """The passes of an annotation run: which stages, where they run, and what goes through them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,14 +23,16 @@ from pipeline.stages.fetch import FetchDecode, source_settings
 from pipeline.stages.intake import FetchImages, Recall, ReuseProposals
 from pipeline.stages.label import Label
 from pipeline.stages.propose import Propose
-from schemas.manifest import Part
+from schemas.manifest import Encoding, Part
 from schemas.vocabulary import Vocabulary
 
 # A part is what a run that is cut short loses at most, of each write at work: small, but a corpus
 # should not become millions of them before they are merged.
 _PARTS: int = 5_000
 _ROWS_PER_PART: tuple[int, int] = (16, 4096)
-_ROWS_PER_PART_OF_EMBEDDINGS: int = 64  # an image's embeddings are megabytes
+# An image's embeddings are megabytes, or tens of kilobytes.
+_ROWS_PER_PART_OF_EMBEDDINGS: Mapping[Encoding, int] = {"exact": 64, "compact": 1024}
+_RECALLED_AT_ONCE: int = 64  # labelled again without any model: larger batches save nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +78,7 @@ def run_flows(plan: AnnotationPlan, work: Work, run_id: str, progress: Progress)
         Classify(_embed(plan), label, config.keep_embeddings),
         config.classify_batch, config.classify_actors, classify_device, cpus,
     )  # fmt: skip
-    relabel = runtime.Placement(label, config.classify_batch)
+    relabel = runtime.Placement(label, _RECALLED_AT_ONCE)
     for units, intake, placements in (
         (work.relabel, Recall(config.output), [relabel]),
         (work.reclassify, ReuseProposals(config.output, fetch), [classify]),
@@ -110,7 +112,7 @@ def rows_per_part(plan: AnnotationPlan, images: int) -> int:
     """Return how many images are written, and so are safe, at a time."""
     least, most = _ROWS_PER_PART
     if plan.config.keep_embeddings:
-        most = _ROWS_PER_PART_OF_EMBEDDINGS
+        most = _ROWS_PER_PART_OF_EMBEDDINGS[plan.config.keep_embeddings]
     return min(plan.config.rows_per_file, max(least, min(most, images // _PARTS)))
 
 

@@ -28,12 +28,13 @@ class AnnotationPlan:
     clip_card: ClipCard
 
     @classmethod
-    def of(cls, config: AnnotateConfig) -> "AnnotationPlan":
+    def of(cls, config: AnnotateConfig, vocabulary: Vocabulary | None = None) -> "AnnotationPlan":
         """Read and check what the settings name, loading no model.
 
-        Raises SettingsError (or a kind of it).
+        A `vocabulary` takes the place of the file that the settings name. Raises SettingsError (or
+        a kind of it).
         """
-        vocabulary = read_vocabulary(config.vocabulary)
+        vocabulary = vocabulary or read_vocabulary(config.vocabulary)
         query_prompts = load_prompts(config.prompts)
         region_prompts = load_prompts(config.region_prompts or config.prompts)
         entry = find_proposer(config.proposer, config.proposer_modules)
@@ -58,6 +59,11 @@ class AnnotationPlan:
             raise ModelError(
                 f"oracle_truth labels proposals, but proposer {config.proposer!r} makes none; take "
                 "one that proposes masks"
+            )
+        if config.keep_embeddings == "compact" and not proposer.proposes_masks:
+            raise ModelError(
+                f"compact embeddings hold masks, but proposer {config.proposer!r} makes none; take "
+                "one that proposes masks, or keep exact embeddings"
             )
         if config.oracle_truth is not None:
             Truths.find(config.oracle_truth)

@@ -42,6 +42,11 @@ COMMANDS: Final[dict[str, _Command]] = {
         "label a folder, bucket or list of images as a Parquet dataset",
         "AnnotateConfig", "jobs.annotate:annotate", "annotation:show_annotate", ("source",),
     ),
+    "relabel": _Command(
+        "give a dataset other names, prompts or thresholds, from its kept embeddings",
+        "schemas.relabel_config:RelabelConfig",
+        "jobs.relabel:relabel", "annotation:show_annotate", ("dataset",),
+    ),
     "evaluate": _Command(
         "compare a dataset with label maps: seen, unseen and harmonic mean IoU",
         "EvaluateConfig", "jobs.evaluate:evaluate", "evaluation:show_evaluate", ("dataset",),

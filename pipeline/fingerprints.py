@@ -21,7 +21,7 @@ class Fingerprints:
 
     @property
     def label_of_compact(self) -> str:
-        """What decides a label made from compact embeddings, which need not be that of a full run."""
+        """What decides a label from compact embeddings, which need not be that of a full run."""
         return _hash([self.label, "compact"])
 
     def of_failure(self, stage: str) -> str:

@@ -66,7 +66,8 @@ def decode_logits(data: bytes, shape: tuple[int, int, int]) -> NDArray[np.float3
 
 def _levels(logits_Qhw: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
     squeezed = np.clip(logits_Qhw.astype(np.float32) / _WIDTH, -20, 20)
-    return np.rint(_LEVELS / (1 + np.exp(-squeezed))).astype(np.uint8)
+    levels: NDArray[np.uint8] = np.rint(_LEVELS / (1 + np.exp(-squeezed))).astype(np.uint8)
+    return levels
 
 
 def _logit_of_level() -> NDArray[np.float32]:

@@ -158,9 +158,7 @@ def _write_embeddings(dataset: str, run_id: str, rows: pa.Table) -> EmbeddingsFi
         use_dictionary=["status", "proposal_fingerprint", "embedding_fingerprint"],
         write_statistics=["image_id"],
     )
-    return EmbeddingsFile(
-        **stored.model_dump(), encoding=encoding, rows_per_group=rows_per_group
-    )
+    return EmbeddingsFile(**stored.model_dump(), encoding=encoding, rows_per_group=rows_per_group)
 
 
 def _store(dataset: str, folder: str, run_id: str, table: pa.Table, **options: Any) -> StoredFile:

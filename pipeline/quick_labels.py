@@ -2,8 +2,8 @@
 
 Class scores are summed at the nodes of the grid of mask logits. Between four nodes of one label
 every pixel has that label; the pixels of all other cells are computed one by one, for the classes
-that win at some node of such a cell. `label_map` computes every pixel for every class; how often the
-two differ is measured by `tests/bench/relabel.py`.
+that win at some node of such a cell. `label_map` computes every pixel for every class; how often
+the two differ is measured by `tests/bench/relabel.py`.
 
 Dimension key: Q proposals, K class names, C classes near a border, h w grid of mask logits, H W
 original pixels, N nodes of the grid, P pixels near a border.
@@ -37,7 +37,8 @@ def quick_label_map(
     height, width = original
     if not len(mask_logits_Qhw):
         return LabelMap(
-            mask_logits_Qhw.new_zeros(original, dtype=torch.int64), mask_logits_Qhw.new_zeros(original)
+            mask_logits_Qhw.new_zeros(original, dtype=torch.int64),
+            mask_logits_Qhw.new_zeros(original),
         )
     rows = _Axis.of(mask_logits_Qhw.shape[1], padded[0], resized[0], height)
     columns = _Axis.of(mask_logits_Qhw.shape[2], padded[1], resized[1], width)
@@ -53,7 +54,7 @@ def quick_label_map(
     scores_HW = rows.spread(columns, cell_scores_hw)
     near_border = (~rows.spread(columns, agree_hw)).flatten().nonzero()[:, 0]
     if len(near_border):
-        candidates_C = _corners(node_classes_N.view(grid))[:, ~agree_hw].unique()
+        candidates_C = torch.unique(_corners(node_classes_N.view(grid))[:, ~agree_hw])
         logits_PQ = _interpolated(logits_NQ, rows, columns, near_border)
         winners_P, scores_P = _winners(logits_PQ.sigmoid(), class_scores_QK[:, candidates_C])
         classes_HW.view(-1)[near_border] = candidates_C[winners_P]
@@ -100,7 +101,8 @@ def _corners(values_hw: Tensor) -> Tensor:
 
 def _all_equal(labels_hw: Tensor) -> Tensor:
     first_hw, *others = _corners(labels_hw)
-    return (first_hw == others[0]) & (first_hw == others[1]) & (first_hw == others[2])
+    agree_hw: Tensor = (first_hw == others[0]) & (first_hw == others[1]) & (first_hw == others[2])
+    return agree_hw
 
 
 def _mean_of_corners(scores_hw: Tensor) -> Tensor:

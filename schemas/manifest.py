@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict
 from schemas.annotation import SCHEMA_VERSION
 from schemas.vocabulary import Vocabulary
 
-
 # How masks and vectors are stored: as they travelled, so that labels come out the same, or as a
 # picture and in half precision, so that they nearly do.
 Encoding = Literal["exact", "compact"]

@@ -26,7 +26,7 @@ def make_classify(
         "logit_scale": 100.0, "keep_invalid": True, "ensemble_weight": 0.8, "min_score": 0.0,
         "oracle_truth": None, "fingerprints": FINGERPRINTS, "run_id": "run",
     }  # fmt: skip
-    keep = changes.pop("keep_embeddings", False)
+    keep = changes.pop("keep_embeddings", None)
     for settings in (shared, embed, label):
         settings |= {name: changes.pop(name) for name in tuple(changes) if name in settings}
     if changes:

@@ -144,7 +144,7 @@ def test_the_per_pixel_baseline_is_an_option_of_the_same_command(
     output = str(tmp_path / "labels")
     flags = ["--proposer", "per-pixel", "--proposer-weights", str(tmp_path / "fcn")]
     arguments = ["annotate", str(scenes / "images"), "--output", output, *flags]
-    arguments += ["--vocabulary", str(EMBEDDED_VOCABULARY), "--keep-embeddings"]
+    arguments += ["--vocabulary", str(EMBEDDED_VOCABULARY), "--keep-embeddings", "exact"]
     assert main([*arguments, "--ensemble-weight", "0.7"]) == 0
     rows = rows_of(output)
     check_rows(rows, whole=True)

@@ -158,7 +158,7 @@ def test_truths_without_classes_have_no_oracle(dataset, truth):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"status": "quarantined"}, r"keeps none; annotate with --keep-embeddings"),
+        ({"status": "quarantined"}, r"keeps none; annotate with --keep-embeddings exact"),
         ({"pixel_embeds": b"x"}, r"compares pixels and makes none"),
         ({"proposal_fingerprint": "other"}, r"no image of .* with kept proposals has a truth"),
         ({"uri": "file:///photos/lonely.jpg"}, r"no image of .* with kept proposals has a truth"),
@@ -202,7 +202,7 @@ def test_the_oracle_is_that_of_annotating_with_the_truth(tmp_path):
         Image.fromarray(scene.label_map_HW).save(truth / f"{index}.png")
     common = {"source": str(scenes), "vocabulary": EMBEDDED_VOCABULARY}
     kept, oracle = str(tmp_path / "kept"), str(tmp_path / "oracle")
-    annotate(AnnotateConfig(**common, output=kept, keep_embeddings=True))
+    annotate(AnnotateConfig(**common, output=kept, keep_embeddings="exact"))
     annotate(AnnotateConfig(**common, output=oracle, oracle_truth=str(truth)))
     found = measure(kept, str(truth))
     expected = evaluate(EvaluateConfig(dataset=oracle, truth=str(truth)))

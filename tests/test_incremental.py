@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from jobs.annotate import AnnotateResult, annotate
+from jobs.annotate import annotate
+from jobs.annotation_run import AnnotateResult
 from pipeline.dataset import read_manifest, versions
 from pipeline.files import delete_files, list_files, read_bytes, write_bytes
 from pipeline.models.embedded import EMBEDDED_VOCABULARY
@@ -93,7 +94,7 @@ def test_new_and_changed_images_are_done_and_removed_ones_leave(source: Path, ou
 def test_other_settings_redo_what_depends_on_them_and_nothing_else(
     source: Path, output: str, tmp_path: Path
 ) -> None:
-    run(source, output, keep_embeddings=True)
+    run(source, output, keep_embeddings="exact")
     vocabulary = tmp_path / "few.yaml"
     vocabulary.write_text("classes: [red circle, blue square, green ring, gravel]")
 
@@ -101,14 +102,14 @@ def test_other_settings_redo_what_depends_on_them_and_nothing_else(
     hidden = source.rename(source.with_name("hidden"))
     hidden.rename(source)  # renaming keeps etags: time of change and size
     settings: dict[str, Any] = {"vocabulary": vocabulary, "prompts": "vild", "ensemble_weight": 0.6}
-    changed = run(source, output, keep_embeddings=True, **settings)
+    changed = run(source, output, keep_embeddings="exact", **settings)
     assert (changed.changes.done, changed.changes.from_embeddings) == (6, 6)
     assert changed.changes.kept == 1  # the bad one: no vocabulary makes it better
     assert equals_a_full_run(source, output, **settings)
 
     # Other crops: CLIP runs again on stored proposals.
     settings["mask_threshold"] = 0.4
-    cropped = run(source, output, keep_embeddings=True, **settings)
+    cropped = run(source, output, keep_embeddings="exact", **settings)
     assert (cropped.changes.done, cropped.changes.from_embeddings) == (6, 6)
     assert equals_a_full_run(source, output, **settings)
 
@@ -122,13 +123,13 @@ def test_other_settings_redo_what_depends_on_them_and_nothing_else(
 
 
 def test_relabelling_reads_no_image(source: Path, output: str, tmp_path: Path) -> None:
-    run(source, output, keep_embeddings=True)
+    run(source, output, keep_embeddings="exact")
     for path in source.glob("?.png"):
         # The same size and time, so the same etag; but there is nothing in it any more.
         stat = path.stat()
         path.write_bytes(b"\x00" * stat.st_size)
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    result = run(source, output, keep_embeddings=True, min_score=0.01)
+    result = run(source, output, keep_embeddings="exact", min_score=0.01)
     assert (result.changes.from_embeddings, result.counts.labelled) == (6, 6)
 
 

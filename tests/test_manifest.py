@@ -31,7 +31,12 @@ MANIFEST = Manifest(
     ),
     embeddings=(
         EmbeddingsFile(
-            path="embeddings/run=run/part-000000.parquet", sha256="1" * 64, size_bytes=20, rows=2
+            path="embeddings/run=run/part-000000.parquet",
+            sha256="1" * 64,
+            size_bytes=20,
+            rows=2,
+            encoding="exact",
+            rows_per_group=8,
         ),
     ),
     config={"extensions": ["jpg"], "short_edge": None, "weight": 0.8},

@@ -56,8 +56,8 @@ class Plan:
         self.planner.add_done(self.dataset, files, (), origin, **settings)
         return self
 
-    def left(self, keep_embeddings=False):
-        return self.planner.left(self.dataset, "next", keep_embeddings=keep_embeddings)
+    def left(self):
+        return self.planner.left(self.dataset, "next")
 
     def names(self, units):
         """The uris of the units, in order."""
@@ -78,8 +78,8 @@ class Plan:
 def plan(tmp_path):
     planners = []
 
-    def build(listed, fingerprints=FINGERPRINTS):
-        planners.append(Planner(fingerprints, 128, 1))
+    def build(listed, fingerprints=FINGERPRINTS, keeps=None):
+        planners.append(Planner(fingerprints, 128, 1, keeps))
         return Plan(str(tmp_path / "labels"), planners[-1], listed)
 
     yield build
@@ -121,14 +121,14 @@ def test_a_labelled_image_is_done_under_the_fingerprint_of_labels(
 def test_a_bad_image_is_done_while_what_judged_it_is_the_same(plan, dataset, fingerprint, is_done):
     file = images(dataset, row("a", fingerprint=fingerprint, code="corrupt"))
     assert (plan(inventory(a="1")).done(file).to_fetch == []) is is_done
-    assert plan(inventory(a="1")).done(file, retry_quarantined=True).to_fetch == ["a"]
+    assert plan(inventory(a="1")).done(file, retried=None).to_fetch == ["a"]
 
 
 def test_an_image_whose_store_did_not_answer_is_left_for_the_next_run_only(plan, dataset):
     file = images(dataset, row("a", fingerprint="d", code="unavailable"))
     assert plan(inventory(a="1")).done(file).to_fetch == ["a"]
     assert plan(inventory(a="1")).done(file, origin="adopted").to_fetch == ["a"]
-    own = plan(inventory(a="1")).done(file, origin="own", retry_quarantined=True)
+    own = plan(inventory(a="1")).done(file, origin="own", retried=None)
     assert own.to_fetch == []
     assert own.planner.own() == 1
 
@@ -219,15 +219,53 @@ def test_embeddings_of_no_use_leave_the_version(plan, dataset):
 
 def test_who_keeps_embeddings_wants_them_of_every_image(plan, dataset):
     file = images(dataset, row("both"), row("bad", fingerprint="d", code="corrupt"))
-    made = plan(inventory(both="1", bad="1")).done(file)
-    assert made.left(keep_embeddings=False).images == 0
-    work = made.left(keep_embeddings=True)
-    assert made.names(work.fetch) == ["both"]
+    listed = inventory(both="1", bad="1")
+    assert plan(listed).done(file).left().images == 0
+    made = plan(listed, keeps="exact").done(file)
+    assert made.names(made.left().fetch) == ["both"]
     part = write_part(
         dataset, "own", table_from_rows([row("both", embedded=("p", "e"))], ANNOTATED_AND_EMBEDDED)
     )
     made.planner.add_done(dataset, [part.images], [part.embeddings], "own")
-    assert made.left(keep_embeddings=True).images == 0
+    assert made.left().images == 0
+
+
+def compact(**changes):
+    return row("both", embedded=("p", "e"), **changes) | {"mask_picture": b""}
+
+
+def test_compact_embeddings_count_only_for_who_asks_for_them(plan, dataset):
+    old = compact(fingerprint="old")
+    made, part = with_embeddings(plan, dataset, old, keeps="compact")
+    assert made.names(made.left().relabel) == ["both"]
+    for keeps in (None, "exact"):
+        made, part = with_embeddings(plan, dataset, old, keeps=keeps)
+        work = made.left()
+        assert work.recalled == 0 and "both" in made.names(work.fetch)
+        # Another run, which asks for them, will find them.
+        assert made.planner.embeddings() == [part.embeddings]
+
+
+def test_labels_from_compact_embeddings_are_done_only_for_who_asks_for_them(plan, dataset):
+    file = images(dataset, compact(fingerprint=FINGERPRINTS.label_of_compact))
+    listed = inventory(both="1")
+    assert plan(listed).done(file).to_fetch == ["both"]
+    made, _ = with_embeddings(
+        plan, dataset, compact(fingerprint=FINGERPRINTS.label_of_compact), keeps="compact"
+    )
+    assert "both" not in made.names(made.left().fetch)
+
+
+def test_stored_proposals_of_unknown_content_are_labelled_but_not_classified_again(plan, dataset):
+    rows = [
+        row("both", etag=None, fingerprint="old", embedded=("p", "e")),
+        row("proposals", etag=None, fingerprint="old", embedded=("p", "old")),
+    ]
+    part = write_part(dataset, "run", table_from_rows(rows, ANNOTATED_AND_EMBEDDED))
+    made = plan(inventory(both=None, proposals=None))
+    made.planner.add_done(dataset, [part.images], [part.embeddings], "published")
+    work = made.left()
+    assert made.names(work.relabel) == ["both"] and made.names(work.fetch) == ["proposals"]
 
 
 def test_units_are_small_for_few_images_and_cover_all(plan, dataset):

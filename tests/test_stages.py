@@ -463,7 +463,7 @@ def test_the_stage_gives_the_label_map_of_its_parts(
 
 def test_kept_embeddings_are_all_that_the_labels_need(classify):
     row = proposed_row()
-    stage = classify(precision="float32", keep_embeddings=True, seen=(True, False, True))
+    stage = classify(precision="float32", keep_embeddings="exact", seen=(True, False, True))
     kept = conform(stage(proposals(row)), ANNOTATED_AND_EMBEDDED)
     assert "image" not in kept.column_names
     assert kept["embedding_fingerprint"].to_pylist() == ["e"]

@@ -8,7 +8,7 @@ from rich.table import Table
 from jobs.show.printing import print_json, rounded
 
 if TYPE_CHECKING:
-    from jobs.annotate import AnnotateResult
+    from jobs.annotation_run import AnnotateResult
     from jobs.demo import DemoResult
     from jobs.report import ReportResult
 

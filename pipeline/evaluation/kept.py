@@ -40,7 +40,8 @@ def kept_units(dataset: str, manifest: Manifest, truths: TruthFiles) -> Iterator
     """
     for number, ranks in _current_rows(dataset, manifest):
         path, rows_per_group = (
-            manifest.embeddings[number].path, manifest.embeddings[number].rows_per_group
+            manifest.embeddings[number].path,
+            manifest.embeddings[number].rows_per_group,
         )
         keys = read_columns(dataset, path, ("image_id", "uri")).take(ranks)
         by_group: dict[int, dict[str, str]] = {}

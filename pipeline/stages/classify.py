@@ -5,9 +5,9 @@ from typing import ClassVar
 
 import pyarrow as pa
 
+from pipeline.stages.compact import compacted
 from pipeline.stages.embed import Embed
 from pipeline.stages.label import Label
-from pipeline.stages.compact import compacted
 from schemas.annotation import ANNOTATED, ANNOTATED_AND_EMBEDDED, EMBEDDED
 from schemas.manifest import Encoding
 

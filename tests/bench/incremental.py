@@ -18,7 +18,8 @@ from typing import Any
 
 from PIL import Image
 
-from jobs.annotate import AnnotateResult, annotate
+from jobs.annotate import annotate
+from jobs.annotation_run import AnnotateResult
 from pipeline.dataset import read_manifest, read_rows
 from pipeline.models.embedded import EMBEDDED_VOCABULARY
 from pipeline.synthetic import make_scene

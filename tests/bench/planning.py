@@ -107,7 +107,7 @@ def measure(folder: Path) -> None:
     with Planner(TODAY, MEMORY_MB, cores()) as planner:
         planner.add_inventory(timed())
         planner.add_done(str(folder / "labels"), files, (), "published")
-        work = planner.left(str(folder / "labels"), "next", keep_embeddings=False)
+        work = planner.left(str(folder / "labels"), "next")
         expected = sum(1 for n in range(planner.images) if n % 100 < 2)
         if work.images != expected:
             raise SystemExit(f"{work.images} images are left, not {expected}")

@@ -73,7 +73,7 @@ def draw(seed: int) -> Schedule:
         runs[-1] = replace(runs[-1], state=1)
     settings = {"rows-per-file": rng.choice(["24", "40", "32768"])}
     if rng.random() < 0.25:
-        settings["keep-embeddings"] = ""
+        settings["keep-embeddings"] = rng.choice(["exact", "compact"])
     return Schedule(seed, store, tuple(runs), tuple(settings.items()))
 
 

@@ -1,0 +1,294 @@
+"""One run on a dataset: what is left of an inventory is done, and the next version published."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from typing import Final
+
+import pyarrow as pa
+
+from jobs.annotation_flows import actor_cpus, actors, run_flows
+from jobs.annotation_plan import AnnotationPlan
+from jobs.progress import Progress
+from pipeline import dataset, runtime
+from pipeline.cores import cores
+from pipeline.files import delete_files, list_files, write_bytes
+from pipeline.lock import DatasetLock, new_run_id
+from pipeline.parts import RUNS, forget_parts, merge_images, recorded_parts
+from pipeline.planner import RETRIED_CODES, Origin, Planner, Work
+from pipeline.run_log import RunLog
+from pipeline.run_records import Recorder
+from pipeline.secrets import hide_all_secrets, hide_secrets
+from schemas.errors import LockedError, OutputError, SegmillError, SettingsError
+from schemas.manifest import Changes, Counts, DataFile, Manifest, Part
+
+_RECORDED_PACKAGES: Final = (
+    "segmill", "ray", "torch", "open_clip_torch", "transformers", "pyarrow",
+)  # fmt: skip
+# A pass that leaves something undone, without any error, is repeated; more often is a bug of ours.
+_MAX_PASSES: Final = 3
+
+
+@dataclass(frozen=True)
+class AnnotateResult:
+    """What a run did; `too_many_bad` is what turns the exit code to 1."""
+
+    output: str
+    version: int
+    published: bool  # False: the newest version is already what was asked for
+    run_id: str
+    counts: Counts
+    changes: Changes
+    ignored: int  # files passed over for their extension
+    repeated: int  # uris given more than once
+    seconds: float
+    too_many_bad: bool
+
+
+@contextmanager
+def holding(
+    plan: AnnotationPlan, progress: Progress, *, recalls_only: bool = False
+) -> Iterator["AnnotationRun"]:
+    """Hold the dataset of the plan for a run on it.
+
+    With `recalls_only` nothing is done but labels from kept embeddings. Raises LockedError when
+    another run holds the dataset.
+    """
+    config, run_id = plan.config, new_run_id()
+    with (
+        DatasetLock(config.output, run_id, config.lock_ttl_s) as lock,
+        RunLog(config.output, run_id),
+        Recorder(config.output, run_id) as recorder,
+        Planner(
+            plan.fingerprints, config.plan_memory_mb, cores(), config.keep_embeddings
+        ) as planner,
+    ):
+        identity = _Identity(run_id, lock, recorder)
+        yield AnnotationRun(plan, identity, planner, progress, recalls_only=recalls_only)
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """What makes a run the one that may write: its id, its lock, its record."""
+
+    run_id: str
+    lock: DatasetLock
+    recorder: Recorder
+
+
+class AnnotationRun:
+    """One run: compares, does what is left, publishes, tidies up."""
+
+    def __init__(
+        self,
+        plan: AnnotationPlan,
+        identity: _Identity,
+        planner: Planner,
+        progress: Progress,
+        *,
+        recalls_only: bool,
+    ) -> None:
+        self._plan = plan
+        self._config = plan.config
+        self._output = plan.config.output
+        self._run_id = identity.run_id
+        self._lock = identity.lock
+        self._recorder = identity.recorder
+        self._planner = planner
+        self._progress = progress
+        newest = dataset.newest_version(self._output)
+        self._base = dataset.read_manifest(self._output, newest) if newest else None
+        self._recorder.version = newest
+        self._recalls_only = recalls_only
+        self._from_embeddings = 0
+
+    def result(self, inventory: Iterable[pa.Table], started: float) -> AnnotateResult:
+        """Label what is left of the inventory (INVENTORY rows), begun at `started` (monotonic).
+
+        Raises PublicationError when another run published the same version meanwhile.
+        """
+        repeated = self._planner.add_inventory(inventory)
+        self._take_over()
+        try:
+            manifest = self._published(self._do_what_is_left())
+        except SegmillError:
+            # Of a run that lost the dataset the files may be gone: say so, not that they are.
+            with suppress(OutputError):
+                self._lock.check()
+            raise
+        published = manifest.run_id == self._run_id
+        self._recorder.succeed(manifest.version, published=published)
+        self._tidy(manifest)
+        counts = manifest.counts
+        return AnnotateResult(
+            output=hide_secrets(self._output),
+            version=manifest.version,
+            published=published,
+            run_id=self._run_id,
+            counts=counts,
+            changes=self._changes(),
+            ignored=0,
+            repeated=repeated,
+            seconds=time.monotonic() - started,
+            too_many_bad=counts.quarantined > self._config.max_bad_fraction * counts.inventory,
+        )
+
+    def _take_over(self) -> None:
+        """Tell the planner what is done: by runs that were cut short, and in the newest version."""
+        published = {file.path for file in self._base.images} if self._base else set()
+        parts = recorded_parts(self._output)
+        stale = [record for record, part in parts.items() if part.images.path in published]
+        # Only now, before another version: what no record names is never deleted.
+        delete_files(self._output, stale)
+        self._add([part for record, part in parts.items() if record not in stale], "adopted")
+        if self._base is not None:
+            self._planner.add_done(
+                self._output,
+                self._base.images,
+                self._base.embeddings,
+                "published",
+                retried=self._retried,
+            )
+
+    def _add(self, parts: Sequence[Part], origin: Origin) -> None:
+        self._planner.add_done(
+            self._output,
+            [part.images for part in parts],
+            [part.embeddings for part in parts if part.embeddings],
+            origin,
+            retried=self._retried,
+        )
+
+    @property
+    def _retried(self) -> tuple[str, ...] | None:
+        if self._recalls_only:
+            return ()
+        return None if self._config.retry_quarantined else RETRIED_CODES
+
+    def _left(self) -> Work:
+        work = self._planner.left(self._output, self._run_id)
+        if self._recalls_only and work.relabel.images < work.images:
+            raise SettingsError(
+                f"{work.images - work.relabel.images} of {self._planner.images} images have no "
+                "embeddings of these settings that could be labelled again; `segmill annotate` "
+                "with the same settings and --keep-embeddings makes them"
+            )
+        return work
+
+    def _do_what_is_left(self) -> list[DataFile]:
+        """Return the files that hold every image of the inventory, each once."""
+        work = self._left()
+        if not work.images:
+            return self._merged()
+        self._from_embeddings = work.recalled
+        resolved = json.dumps(hide_all_secrets(self._config.model_dump(mode="json")), indent=2)
+        write_bytes(self._output, f"{RUNS}/{self._run_id}/config.json", resolved.encode())
+        self._recorder.plan(self._planner.images, work.images)
+        self._progress.say(f"{work.images} of {self._planner.images} images are to be done")
+        cpus = actors(self._plan) * actor_cpus(self._plan)
+        config = self._config
+        with runtime.cluster(
+            config.address, config.object_store_mb, cpus, ship_code=config.ship_code
+        ):
+            for _ in range(_MAX_PASSES):
+                parts = list(run_flows(self._plan, work, self._run_id, self._progress))
+                self._add(parts, "own")
+                work = self._left()
+                if not work.images:
+                    return self._merged()
+        raise SegmillError(
+            f"{work.images} of {self._planner.images} images came out of no stage; nothing was "
+            "published, and what was finished is kept"
+        )
+
+    def _merged(self) -> list[DataFile]:
+        outcome = self._planner.outcome(self._config.rows_per_file)
+        merge = partial(merge_images, self._output, self._run_id)
+        return outcome.kept + runtime.map_tasks(merge, outcome.merges)
+
+    def _published(self, files: list[DataFile]) -> Manifest:
+        """Publish the files as the next version, unless the newest one is just these."""
+        files = sorted(files, key=lambda file: file.path)
+        counts = _account(self._planner.images, files)
+        if self._base is not None and files == list(self._base.images):
+            return self._base
+        plan = self._plan
+        manifest = Manifest(
+            version=self._base.version + 1 if self._base else 1,
+            created=datetime.now(UTC),
+            run_id=self._run_id,
+            lock=self._lock.number,
+            fingerprint=plan.fingerprints.label,
+            source=hide_secrets(plan.config.source),
+            vocabulary=plan.vocabulary,
+            counts=counts,
+            changes=self._changes(),
+            images=tuple(files),
+            embeddings=tuple(self._planner.embeddings()),
+            config=hide_all_secrets(plan.config.model_dump(mode="json")),
+            models={
+                "proposer_licence": plan.proposer.licence,
+                "proposal_fingerprint": plan.fingerprints.proposal,
+                "divisor": plan.proposer.divisor,
+                **plan.deciding,
+            },
+            software={package: version(package) for package in _RECORDED_PACKAGES},
+        )
+        self._lock.check()
+        dataset.publish(self._output, manifest)
+        return manifest
+
+    def _changes(self) -> Changes:
+        done = self._planner.own()
+        return Changes(
+            kept=self._planner.images - done,
+            done=done,
+            from_embeddings=self._from_embeddings,
+            removed=self._planner.removed(),
+        )
+
+    def _tidy(self, manifest: Manifest) -> None:
+        """Delete what publication made superfluous: small parts, their records, lists of work.
+
+        A run that lost the dataset since it published leaves that to the one that has it now.
+        """
+        try:
+            self._lock.check()
+        except LockedError:
+            return
+        named = [manifest, self._base] if self._base else [manifest]
+        published = {file.path for known in named for file in known.images}
+        published |= {file.path for known in named for file in known.embeddings}
+        # Without the inventory of the source it is not known what another run's parts are good for.
+        own = f"{RUNS}/{self._run_id}/" if self._recalls_only else f"{RUNS}/"
+        parts = recorded_parts(self._output)
+        mine = {record: part for record, part in parts.items() if record.startswith(own)}
+        forget_parts(self._output, mine, published)
+        lists = [path for path in list_files(self._output, RUNS) if "/todo/" in path]
+        delete_files(self._output, [path for path in lists if path.startswith(own)])
+
+
+def _account(images: int, files: Sequence[DataFile]) -> Counts:
+    """Add up the files; raises SegmillError unless every image of the inventory is in one."""
+    labelled = sum(file.labelled for file in files)
+    quarantined = sum(file.quarantined for file in files)
+    if labelled + quarantined != images:
+        raise SegmillError(
+            f"{labelled} labelled + {quarantined} quarantined images do not make the {images} of "
+            "the inventory; nothing was published"
+        )
+    reasons: Counter[str] = Counter()
+    for file in files:
+        reasons.update(file.reasons)
+    return Counts(
+        inventory=images,
+        labelled=labelled,
+        quarantined=quarantined,
+        reasons=dict(reasons.most_common()),
+    )

@@ -1,0 +1,76 @@
+"""`segmill relabel`: other names, prompts or thresholds for a dataset that kept its embeddings."""
+
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pyarrow as pa
+
+from jobs.annotation_plan import AnnotationPlan
+from jobs.annotation_run import AnnotateResult, holding
+from jobs.progress import Progress, RecordedProgress, Silent
+from pipeline.dataset import newest_version, read_manifest
+from pipeline.parts import read_columns
+from pipeline.secrets import hide_secrets
+from schemas.annotation import INVENTORY, conform
+from schemas.config import AnnotateConfig
+from schemas.errors import OutputError, SettingsError
+from schemas.manifest import Manifest
+from schemas.relabel_config import RelabelConfig
+from schemas.vocabulary import read_vocabulary
+
+_KEPT: Final = ("image_id", "uri", "etag")
+
+
+def relabel(config: RelabelConfig, progress: Progress | None = None) -> AnnotateResult:
+    """Publish a version of which every label is made again from the kept embeddings.
+
+    Settings that are not given are those of the newest version. Raises OutputError where there is
+    no version, SettingsError (or a kind of it) where it keeps no embeddings, where an image has
+    none of its models, or where a setting is wrong, and LockedError when another run holds the
+    dataset.
+    """
+    started = time.monotonic()
+    progress = progress or RecordedProgress(Silent())
+    number = newest_version(config.dataset)
+    if not number:
+        raise OutputError(f"{hide_secrets(config.dataset)} holds no published dataset")
+    manifest = read_manifest(config.dataset, number)
+    vocabulary = manifest.vocabulary
+    if config.vocabulary is not None:
+        vocabulary = read_vocabulary(config.vocabulary)
+    with progress:
+        plan = AnnotationPlan.of(_resolved(config, manifest), vocabulary)
+        with holding(plan, progress, recalls_only=True) as run:
+            return run.result(_inventory(config.dataset, manifest), started)
+
+
+def _resolved(config: RelabelConfig, manifest: Manifest) -> AnnotateConfig:
+    """Return the settings of the version with the changes asked for."""
+    if not manifest.embeddings:
+        raise SettingsError(
+            f"version {manifest.version} of {hide_secrets(config.dataset)} keeps no embeddings to "
+            "label again; annotate with --keep-embeddings"
+        )
+    is_compact = any(file.encoding == "compact" for file in manifest.embeddings)
+    given: dict[str, Any] = config.model_dump(exclude={"dataset"}, exclude_none=True)
+    return AnnotateConfig.model_validate(
+        {
+            **manifest.config,
+            **given,
+            "output": config.dataset,
+            "object_store_mb": config.object_store_mb,
+            "keep_embeddings": "compact" if is_compact else "exact",
+        }
+    )
+
+
+def _inventory(dataset: str, manifest: Manifest) -> Iterator[pa.Table]:
+    """Yield the images of a version as INVENTORY rows."""
+    for file in manifest.images:
+        table = read_columns(dataset, file.path, _KEPT)
+        for name in INVENTORY.names:
+            if name not in _KEPT:
+                nulls = pa.nulls(len(table), INVENTORY.field(name).type)
+                table = table.append_column(name, nulls)
+        yield conform(table, INVENTORY)
