@@ -133,9 +133,7 @@ def cluster(
         raise SettingsError(f"cannot reach Ray at {address!r}: {reason}") from None
     # Ray logs as errors, with tracebacks, what it tries again, and what reaches us as exceptions.
     # Said after the start, which sets the level anew.
-    quiet = level if level <= logging.INFO else logging.CRITICAL
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(quiet)
+    logging.getLogger("ray").setLevel(level if level <= logging.INFO else logging.CRITICAL)
     try:
         with _watched_node():
             yield
@@ -249,6 +247,7 @@ def run_flow(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = _BLOCK_BYTES
+    logging.getLogger("ray.data").setLevel(logging.getLogger("ray").level)
     board = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
     rows = ray.data.from_arrow([flow.units[index : index + 1] for index in range(len(flow.units))])
     rows = rows.map_batches(
