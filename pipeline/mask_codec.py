@@ -61,7 +61,8 @@ def decode_logits(data: bytes, shape: tuple[int, int, int]) -> NDArray[np.float3
         raise ValueError(f"a picture of {levels.shape} pixels does not hold masks of {shape}")
     stacks = levels.reshape(per_column, block_height, columns, block_width).transpose(2, 0, 1, 3)
     levels_Qhw = stacks.reshape(-1, block_height, block_width)[:num_masks, :height, :width]
-    return _LOGIT_OF_LEVEL[levels_Qhw]
+    logits_Qhw: NDArray[np.float32] = _LOGIT_OF_LEVEL[levels_Qhw]
+    return logits_Qhw
 
 
 def _levels(logits_Qhw: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:

@@ -94,7 +94,7 @@ def test_labels_are_those_of_a_full_run(kept: Path, made: dict[str, Path]) -> No
     # Again there is nothing to do, and the first version can still be read.
     again = relabel(config)
     assert (again.published, again.changes.done) == (False, 0)
-    assert read_manifest(str(kept), 1).vocabulary.names[0] != "red circle"
+    assert len(read_manifest(str(kept), 1).vocabulary.names) == 72
 
 
 def test_what_is_not_given_stays(kept: Path) -> None:
