@@ -130,7 +130,9 @@ def cluster(
             ray.init(logging_level=level, log_to_driver=level <= logging.INFO, **options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = (str(error).strip().splitlines() or [""])[0]
-        raise SettingsError(f"cannot reach Ray at {address!r}: {reason}") from None
+        # Ray does not say which of the two it was.
+        token = "" if address == "local" else " (is it up, and is the token that of the cluster?)"
+        raise SettingsError(f"cannot reach Ray at {address!r}: {reason}{token}") from None
     # Ray logs as errors, with tracebacks, what it tries again, and what reaches us as exceptions.
     # Said after the start, which sets the level anew.
     logging.getLogger("ray").setLevel(level if level <= logging.INFO else logging.CRITICAL)

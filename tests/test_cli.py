@@ -276,6 +276,16 @@ def test_flags_win_over_environment_over_file(
     assert config.mask_threshold == 0.5
 
 
+def test_resources_are_given_in_words_or_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["s", "--vocabulary", "v", "--output", "o", "--address", "auto"]
+    monkeypatch.setenv("SEGMILL_CLASSIFY_RESOURCES", '{"classify": 1}')
+    for flag in ("propose=0.5", '{"propose": 0.5}'):
+        arguments = [*given, "--propose-resources", flag]
+        config = read_settings("segmill annotate", AnnotateConfig, ["source"], arguments)
+        assert config.propose_resources == {"propose": 0.5}
+        assert config.classify_resources == {"classify": 1}
+
+
 def test_a_preset_is_below_everything_else() -> None:
     given = ["s", "--vocabulary", "v", "--output", "o", "--preset", "ade20k-847"]
     config = read_settings("segmill annotate", AnnotateConfig, ["source"], given)

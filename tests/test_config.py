@@ -77,3 +77,26 @@ def test_every_setting_is_described(config):
 def test_paths_are_paths_and_urls_stay_text():
     config = AnnotateConfig(source="s3://b//x", vocabulary="./c.yaml", output="s3://b/labels")
     assert (config.source, config.vocabulary) == ("s3://b//x", Path("c.yaml"))
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"propose_resources": {"propose": 1}}, "propose_resources is of a cluster"),
+        ({"classify_accelerator": "L4"}, "classify_accelerator is of a cluster"),
+        ({"ship_code": True}, "ship_code is of a cluster"),
+        ({"address": "auto", "classify_resources": {"GPU": 1}}, "classify_resources has GPU=1"),
+        ({"address": "auto", "propose_resources": {"propose": 0}}, "propose_resources has propose"),
+    ],
+    ids=["resources here", "a card here", "code here", "GPUs by another name", "nothing of it"],
+)
+def test_what_is_of_a_cluster_is_refused_elsewhere(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        AnnotateConfig(**REQUIRED, **settings)
+
+
+def test_pools_of_a_cluster_may_ask_for_machines_of_their_kind():
+    config = AnnotateConfig(
+        **REQUIRED, address="auto", propose_resources={"propose": 0.5}, propose_accelerator="L40S"
+    )
+    assert (config.propose_resources, config.classify_resources) == ({"propose": 0.5}, {})

@@ -166,7 +166,7 @@ def test_a_monitor_reads_one_line_and_an_exit_code(tmp_path, capsys):
         "run_id": failed, "state": "failed", "started": 0, "ended": 0, "to_do": None,
         "error": "no [store]",
     }  # fmt: skip
-    assert "no [store]" in err and "the lock is held by r" in err
+    assert failed in err and "no [store]" in err and "the lock is held by r" in err
     ended(dataset, hours_ago=0, outcome="unchanged")
     assert main([*arguments, "--max-bad-fraction", "0.5"]) == 0
     assert json.loads(capsys.readouterr().out)["ok"]

@@ -1,6 +1,6 @@
 """What `segmill status` prints."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -40,14 +40,18 @@ def show_status(result: "StatusResult", console: Console) -> int:
 
 def _table(runs: "tuple[RunStatus, ...]") -> Table:
     table = Table()
-    for name in ("run", "state", "started", "ended", "to do"):
-        table.add_column(name)
+    for name in ("run", "state", "started, UTC", "took", "to do"):
+        table.add_column(name, overflow="fold")
     for run in runs:
+        started = f"{run.started:%Y-%m-%d %H:%M}" if run.started else ""
+        took = _whole_seconds(run.ended - run.started) if run.ended and run.started else ""
         to_do = "" if run.to_do is None else str(run.to_do)
-        table.add_row(
-            run.run_id, run.state, _time(run.started) or "", _time(run.ended) or "", to_do
-        )
+        table.add_row(run.run_id, run.state, started, took, to_do)
     return table
+
+
+def _whole_seconds(span: timedelta) -> str:
+    return str(timedelta(seconds=round(span.total_seconds())))
 
 
 def _told(lock: "Held") -> str:

@@ -1,0 +1,69 @@
+"""What pools may ask of machines: what is there, and what an autoscaler would add."""
+
+from collections.abc import Iterator
+
+import pytest
+import ray
+from ray._raylet import (
+    GCS_AUTOSCALER_CLUSTER_CONFIG_KEY,
+    GCS_AUTOSCALER_STATE_NAMESPACE,
+)
+from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
+
+from pipeline import runtime
+from pipeline.machines import ANY_MACHINE, Device
+from schemas.errors import SettingsError
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+
+@pytest.fixture
+def autoscaled() -> Iterator[None]:
+    """Let the cluster know, as its autoscaler does, what machines it could add."""
+    resources = {"CPU": 4, "GPU": 1, "propose": 1, "accelerator_type:L40S": 1}
+    group = NodeGroupConfig(resources=resources, min_count=0, max_count=8, name="propose")
+    store = ray._private.worker.global_worker.gcs_client
+    where = (GCS_AUTOSCALER_CLUSTER_CONFIG_KEY.encode(), GCS_AUTOSCALER_STATE_NAMESPACE.encode())
+    config = ClusterConfig(node_group_configs=[group]).SerializeToString()
+    store.internal_kv_put(where[0], config, True, where[1])
+    yield
+    store.internal_kv_del(where[0], False, where[1])
+
+
+def test_without_gpus_a_pool_takes_none(ray_session: None) -> None:
+    assert Device.of(None, None, {}) == Device(0.0) == ANY_MACHINE
+    assert Device.of(0.5, None, {}).options == {"num_gpus": 0.5, "resources": {}}
+
+
+@pytest.mark.parametrize(
+    "accelerator, resources, name",
+    [(None, {"propose": 1.0}, "'propose'"), ("L4", {}, "'accelerator_type:L4'")],
+    ids=["a resource", "a card"],
+)
+def test_what_no_machine_offers_is_refused(
+    accelerator: str | None, resources: dict[str, float], name: str
+) -> None:
+    with pytest.raises(SettingsError, match=f"the cluster offers no {name} on any machine"):
+        Device.of(0.0, accelerator, resources)
+
+
+def test_what_the_autoscaler_would_add_counts(autoscaled: None) -> None:
+    device = Device.of(None, "L40S", {"propose": 1.0})
+    assert device.options == {
+        "num_gpus": 1.0, "resources": {"propose": 1.0}, "accelerator_type": "L40S",
+    }  # fmt: skip
+    with pytest.raises(SettingsError, match="there are GPU, accelerator_type:L40S, propose"):
+        Device.of(None, "L4", {})
+    # Two units on one machine are not two machines of one.
+    with pytest.raises(SettingsError, match="no 'propose'"):
+        Device.of(None, None, {"propose": 2.0})
+
+
+def test_a_task_takes_what_its_device_says() -> None:
+    def mine() -> dict[str, float]:
+        return dict(ray.get_runtime_context().get_assigned_resources())
+
+    assert runtime.run_task(mine) == {"CPU": 1.0}
+    here = f"node:{ray.nodes()[0]['NodeManagerAddress']}"
+    device = Device(0.0, None, {here: 0.5})
+    assert runtime.run_task(mine, device=device) == {"CPU": 1.0, here: 0.5}
