@@ -1,0 +1,81 @@
+"""What `segmill diff` prints."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from jobs.show.printing import print_json, rounded
+
+if TYPE_CHECKING:
+    from pipeline.comparison.result import DiffResult
+
+_SHOWN = 12  # classes and flows
+
+
+def show_diff(result: "DiffResult", console: Console) -> int:
+    """Print what changed; 1 when a limit was not kept."""
+    images = result.images
+    moved = images.moved_share
+    title = f"{result.before} -> {result.after}"
+    table = Table(title=escape(title), title_justify="left")
+    table.add_column("images", justify="right")
+    table.add_column("")
+    for number, what in (
+        (images.compared, "compared"),
+        (images.moved, "  with moved pixels"),
+        (images.replaced, "of another content, not compared"),
+        (images.added, "added"),
+        (images.removed, "removed"),
+        *((count, f"{old} -> {new}") for (old, new), count in result.status_changes.items()),
+    ):
+        table.add_row(str(number), escape(what))
+    console.print(table)
+    if moved is not None:
+        console.print(f"{moved:.4%} of {images.pixels:,} pixels moved", highlight=False)
+    _show_largest(result, console)
+    if result.settings:
+        names = ", ".join(result.settings)
+        console.print(f"settings that differ: {names}", highlight=False, markup=False)
+    for failure in result.failures:
+        console.print(failure, style="red", highlight=False, markup=False, soft_wrap=True)
+    print_json(
+        {
+            "before": str(result.before),
+            "after": str(result.after),
+            "compared": images.compared,
+            "moved": rounded(moved),
+            "moved_pixels": images.moved_pixels,
+            "min_class_iou": rounded(min((drift.iou for drift in result.classes), default=None)),
+            "added": images.added,
+            "removed": images.removed,
+            "lost": images.lost,
+            "failures": list(result.failures),
+            "seconds": round(result.seconds, 2),
+        }
+    )
+    return int(bool(result.failures))
+
+
+def _show_largest(result: "DiffResult", console: Console) -> None:
+    """Print the classes that drifted furthest and the largest flows."""
+    drifted = [drift for drift in result.classes if drift.iou < 1]
+    if not drifted:
+        return
+    table = Table(title="classes that drifted furthest", title_justify="left")
+    for name in ("class", "before", "after", "IoU"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for drift in drifted[:_SHOWN]:
+        row = (f"{drift.before:,}", f"{drift.after:,}", f"{drift.iou:.4f}")
+        table.add_row(escape(drift.name), *row)
+    console.print(table)
+    flows = Table(title="largest flows", title_justify="left")
+    for name in ("before", "after", "pixels"):
+        flows.add_column(name, justify="right" if name == "pixels" else "left")
+    for flow in result.flows[:_SHOWN]:
+        ends = (
+            escape(end if end is not None else "(no label)") for end in (flow.before, flow.after)
+        )
+        flows.add_row(*ends, f"{flow.pixels:,}")
+    console.print(flows)
