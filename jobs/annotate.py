@@ -204,6 +204,7 @@ class _Run:
             models={
                 "proposer_licence": plan.proposer.licence,
                 "proposal_fingerprint": plan.fingerprints.proposal,
+                "embedding_fingerprint": plan.fingerprints.embedding,
                 "divisor": plan.proposer.divisor,
                 **plan.deciding,
             },

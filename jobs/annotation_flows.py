@@ -1,10 +1,6 @@
 """The passes of an annotation run: which stages, where they run, and what goes through them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from jobs.annotation_plan import AnnotationPlan
 from jobs.progress import Progress
@@ -22,6 +18,7 @@ from pipeline.stages.fetch import FetchDecode, source_settings
 from pipeline.stages.intake import FetchImages, Recall, ReuseProposals
 from pipeline.stages.label import Label
 from pipeline.stages.propose import Propose
+from pipeline.text_vectors import Texts, write_texts
 from schemas.manifest import Part
 from schemas.vocabulary import Vocabulary
 
@@ -30,15 +27,6 @@ from schemas.vocabulary import Vocabulary
 _PARTS: int = 5_000
 _ROWS_PER_PART: tuple[int, int] = (16, 4096)
 _ROWS_PER_PART_OF_EMBEDDINGS: int = 64  # an image's embeddings are megabytes
-
-
-@dataclass(frozen=True, eq=False)
-class Texts:
-    """What the vocabulary is for CLIP: unit text vectors per head, and CLIP's own scale."""
-
-    query_KD: NDArray[np.float32]
-    region_KD: NDArray[np.float32]
-    logit_scale: float
 
 
 def run_flows(plan: AnnotationPlan, work: Work, run_id: str, progress: Progress) -> Iterator[Part]:
@@ -54,6 +42,8 @@ def run_flows(plan: AnnotationPlan, work: Work, run_id: str, progress: Progress)
         (plan.query_prompts, plan.region_prompts),
         num_gpus=classify_gpus,
     )
+    if config.keep_embeddings:
+        write_texts(config.output, plan.fingerprints.label, texts)
     fetch = FetchDecode(*plan.edges, source_settings(config))
     cpus = actor_cpus(plan)
     propose = runtime.Placement(

@@ -77,7 +77,7 @@ def pattern_lines(pattern: str, size: tuple[int, int]) -> NDArray[np.bool_]:
         "level": level,
         "upright": upright,
         "crossed": rising | falling,
-        "dots": level & upright,
+        "dots": (rows_h1 % _PERIOD < 3) & (columns_1w % _PERIOD < 3),
     }
     return np.broadcast_to(lines[pattern], size)
 

@@ -1,5 +1,6 @@
-"""What `segmill diff` prints."""
+"""What `segmill diff` and `segmill explain` print."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -9,7 +10,9 @@ from rich.table import Table
 from jobs.show.printing import print_json, rounded
 
 if TYPE_CHECKING:
+    from jobs.explain import ExplainResult
     from pipeline.comparison.result import DiffResult
+    from pipeline.explanation.pixel import PixelTerms
 
 _SHOWN = 12  # classes and flows
 
@@ -79,3 +82,56 @@ def _show_largest(result: "DiffResult", console: Console) -> None:
         )
         flows.add_row(*ends, f"{flow.pixels:,}")
     console.print(flows)
+
+
+def show_explain(result: "ExplainResult", console: Console) -> int:
+    """Print why the pixel has its label."""
+    column, row = result.at
+    lines = [f"pixel {column},{row} of {result.uri}, version {result.version}, run {result.run_id}"]
+    if result.error is not None:
+        lines.append("quarantined: {stage}/{code}: {message}".format(**result.error))
+    elif result.segment is None:
+        lines.append("no label")
+    else:
+        segment = result.segment
+        lines.append(
+            f"label {segment.label}: segment {segment.segment_id}, mean score {segment.score:.4f}, "
+            f"{segment.area} pixels, box {segment.box}"
+        )
+    if result.is_below_min_score:
+        lines.append(f"its score is under min_score {result.thresholds['min_score']}")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if result.terms is not None:
+        _show_terms(result.terms, console)
+    if result.unknown is not None:
+        console.print(result.unknown, style="yellow", markup=False, soft_wrap=True)
+    for name, value in {**result.thresholds, **result.weights}.items():
+        console.print(f"{name}: {value}", highlight=False, markup=False, soft_wrap=True)
+    print_json({**asdict(result), "seconds": round(result.seconds, 3)})
+    return 0
+
+
+def _show_terms(terms: "PixelTerms", console: Console) -> None:
+    classes = Table(title="classes at the pixel", title_justify="left")
+    for name in ("class", "score", "seen", "query exponent", "CLIP exponent"):
+        classes.add_column(name, justify="left" if name == "class" else "right")
+    for one in terms.classes:
+        exponents = (f"{one.query_exponent:.2f}", f"{1 - one.query_exponent:.2f}")
+        is_seen = "yes" if one.is_seen else "no"
+        classes.add_row(escape(one.name), f"{one.score:.4f}", is_seen, *exponents)
+    console.print(classes)
+    height, width = terms.image_size
+    title = (
+        f"proposals that gave it {terms.winner} (boxes in the resized image, {width} x {height})"
+    )
+    table = Table(title=escape(title), title_justify="left")
+    for name in ("proposal", "share", "mask", "query", "no object", "CLIP", "fused", "crop box"):
+        table.add_column(name, justify="right")
+    for term in terms.proposals:
+        probs = (term.query_prob, term.void_prob, term.clip_prob, term.fused)
+        shown = ["-" if prob is None else f"{prob:.4f}" for prob in probs]
+        box = "-" if term.box is None else ",".join(map(str, term.box))
+        values = (f"{term.share:.1%}", f"{term.mask_prob:.4f}", *shown, box)
+        table.add_row(str(term.proposal), *values)
+    console.print(table)
