@@ -1,10 +1,6 @@
 """The passes of an annotation run: which stages, where they run, and what goes through them."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from jobs.annotation_plan import AnnotationPlan
 from jobs.progress import Progress
@@ -23,6 +19,7 @@ from pipeline.stages.fetch import FetchDecode, source_settings
 from pipeline.stages.intake import FetchImages, Recall, ReuseProposals
 from pipeline.stages.label import Label
 from pipeline.stages.propose import Propose
+from pipeline.text_vectors import Texts, write_texts
 from schemas.manifest import Encoding, Part
 from schemas.vocabulary import Vocabulary
 
@@ -33,15 +30,6 @@ _ROWS_PER_PART: tuple[int, int] = (16, 4096)
 # An image's embeddings are megabytes, or tens of kilobytes.
 _ROWS_PER_PART_OF_EMBEDDINGS: Mapping[Encoding, int] = {"exact": 64, "compact": 1024}
 _RECALLED_AT_ONCE: int = 64  # labelled again without any model: larger batches save nothing
-
-
-@dataclass(frozen=True, eq=False)
-class Texts:
-    """What the vocabulary is for CLIP: unit text vectors per head, and CLIP's own scale."""
-
-    query_KD: NDArray[np.float32]
-    region_KD: NDArray[np.float32]
-    logit_scale: float
 
 
 def run_flows(plan: AnnotationPlan, work: Work, run_id: str, progress: Progress) -> Iterator[Part]:
@@ -61,6 +49,8 @@ def run_flows(plan: AnnotationPlan, work: Work, run_id: str, progress: Progress)
         (plan.query_prompts, plan.region_prompts),
         device=classify_device,
     )
+    if config.keep_embeddings:
+        write_texts(config.output, plan.fingerprints.label, texts)
     fetch = FetchDecode(*plan.edges, source_settings(config))
     cpus = actor_cpus(plan)
     propose = runtime.Placement(

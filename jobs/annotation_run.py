@@ -235,6 +235,7 @@ class AnnotationRun:
             models={
                 "proposer_licence": plan.proposer.licence,
                 "proposal_fingerprint": plan.fingerprints.proposal,
+                "embedding_fingerprint": plan.fingerprints.embedding,
                 "divisor": plan.proposer.divisor,
                 **plan.deciding,
             },

@@ -55,6 +55,16 @@ COMMANDS: Final[dict[str, _Command]] = {
         "write one HTML page to look at a dataset",
         "ReportConfig", "jobs.report:report", "annotation:show_report", ("dataset",),
     ),
+    "explain": _Command(
+        "say why one pixel has its label: mask, crop, scores, thresholds, weights, run",
+        "schemas.explain_config:ExplainConfig", "jobs.explain:explain", "comparison:show_explain",
+        ("dataset",),
+    ),
+    "diff": _Command(
+        "compare two versions of labels: moved pixels, classes, images; a gate for CI",
+        "schemas.diff_config:DiffConfig", "jobs.diff:diff", "comparison:show_diff",
+        ("before", "after"),
+    ),
     "versions": _Command(
         "list the published versions of a dataset",
         "VersionsConfig", "jobs.versions:list_versions", "dataset:show_versions", ("dataset",),

@@ -1,19 +1,19 @@
 """`segmill report`: one self-contained HTML page to look at a dataset."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
-from PIL import Image
+import pyarrow.compute as pc
 
 from jobs.evaluate import evaluate
 from pipeline.dataset import read_manifest, read_rows
-from pipeline.decode import BadImage, decode_image
 from pipeline.evaluation.result import EvaluateResult
-from pipeline.fetching import Request, fetch
+from pipeline.overview import COLUMNS, Overview
+from pipeline.photos import Photos
 from pipeline.report import (
     MAX_REFUSALS,
     Card,
@@ -25,12 +25,12 @@ from pipeline.report import (
     make_refusal,
     write_page,
 )
-from pipeline.stages.fetch import fetch_settings
-from pipeline.storage import describe, hide_secrets, store_errors
+from pipeline.storage import hide_secrets, store_errors
+from pipeline.throughput import runs_of
 from pipeline.truth import Truths, read_label_map
 from pipeline.whole_file import whole_file
 from schemas.annotation import LABELLED, QUARANTINED
-from schemas.config import EvaluateConfig, ReportConfig, SourceSettings
+from schemas.config import EvaluateConfig, ReportConfig
 from schemas.errors import OutputError
 from schemas.manifest import DataFile, Manifest
 from schemas.vocabulary import Vocabulary
@@ -38,7 +38,9 @@ from schemas.vocabulary import Vocabulary
 _CARD_COLUMNS = (
     "uri", "bytes_sha256", "height", "width", "status", "coverage", "mean_score", "segments",
 )  # fmt: skip
-_BATCH_ROWS = 32
+_BATCH_ROWS = 256
+_CARD_TEXT_BYTES: Final = 3_000  # about what a card takes beside its pictures
+_PAGE_TEXT_BYTES: Final = 400_000  # and the page beside its cards
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,10 @@ class ReportResult:
 
     output: Path
     images: int
+    left_out: int  # images for which the page had no room
     unreadable: int  # images on the page whose file cannot be read any more
     quarantined: int  # quarantined images that are listed
+    size_bytes: int
 
 
 @dataclass
@@ -57,43 +61,63 @@ class _Cards:
 
     dataset: str
     manifest: Manifest
-    chosen: Sequence[int]  # ranks among the labelled rows, ascending
+    chosen: Mapping[int, tuple[str, ...]]  # ranks among the labelled rows -> why they were chosen
     truths: Truths | None
-    limits: SourceSettings
+    room_bytes: float
     made: int = field(default=0, init=False)
     unreadable: int = field(default=0, init=False)
 
     def __iter__(self) -> Iterator[Card]:
-        wanted = set(self.chosen)
+        photos = Photos.of(self.manifest)
+        for rank, row in self._rows():
+            if self.room_bytes <= 0:
+                return
+            card = self._card(row, self.manifest.vocabulary, photos, self.chosen[rank])
+            self.room_bytes -= card.pictures_bytes + _CARD_TEXT_BYTES
+            yield card
+
+    def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        wanted = np.array(sorted(self.chosen), dtype=np.int64)
         rank = 0
         for part in self.manifest.images:
-            ranks = range(rank, rank + part.labelled)
-            rank += part.labelled
-            if wanted.isdisjoint(ranks):
+            if not ((wanted >= rank) & (wanted < rank + part.labelled)).any():
+                rank += part.labelled
                 continue  # unread: a large dataset has far more files than the page has images
-            labelled = _rows(self.dataset, self.manifest, part, LABELLED, _CARD_COLUMNS)
-            for index, row in zip(ranks, labelled, strict=False):
-                if index in wanted:
-                    yield self._card(row.to_pylist()[0], self.manifest.vocabulary)
+            for table in _rows(self.dataset, self.manifest, part, LABELLED, _CARD_COLUMNS):
+                here = wanted[(wanted >= rank) & (wanted < rank + len(table))]
+                rows = table.take(pa.array(here - rank)).to_pylist()
+                yield from zip(here.tolist(), rows, strict=True)
+                rank += len(table)
 
-    def _card(self, row: Mapping[str, Any], vocabulary: Vocabulary) -> Card:
-        photo = _read_photo(row["uri"], row["bytes_sha256"], self.limits)
+    def _card(
+        self,
+        row: Mapping[str, Any],
+        vocabulary: Vocabulary,
+        photos: Photos,
+        picked: tuple[str, ...],
+    ) -> Card:
+        photo = photos.read(row["uri"], row["bytes_sha256"])
         truth_path = self.truths.of(row["uri"]) if self.truths else None
         truth_HW = read_label_map(truth_path) if truth_path else None
         try:
-            card = make_card(row, vocabulary, photo, truth_HW)
+            card = make_card(row, vocabulary, photo, truth_HW, picked)
         except ValueError as error:
             raise OutputError(f"labels of {hide_secrets(row['uri'])}: {error}") from None
         self.made += 1
         self.unreadable += card.photo is None
         return card
 
+    @property
+    def left_out(self) -> int:
+        """How many chosen images were not made: the page had no room."""
+        return len(self.chosen) - self.made
+
 
 def report(config: ReportConfig) -> ReportResult:
     """Write the page; with a truth, compare first and show the figures.
 
-    The images are spread evenly through the dataset. Raises SettingsError when the dataset or the
-    truth cannot be read, or the page cannot be written; a page that was there is then kept.
+    Raises SettingsError when the dataset or the truth cannot be read, or the page cannot be
+    written; a page that was there is then kept.
     """
     manifest = read_manifest(config.dataset, config.version)
     with whole_file(config.output) as file:
@@ -101,13 +125,16 @@ def report(config: ReportConfig) -> ReportResult:
         if config.truth is not None:
             truths = Truths.find(config.truth)
             figures = _figures(_compare(config, config.truth, manifest), manifest.vocabulary)
-        chosen = _spread(manifest.counts.labelled, config.max_images)
-        limits = _limits(manifest)
-        cards = _Cards(config.dataset, manifest, chosen, truths, limits)
+        overview = _overview(config, manifest)
+        chosen = _choose(overview, config.max_images)
+        room = config.max_page_mb * 1e6 - _PAGE_TEXT_BYTES
+        cards = _Cards(config.dataset, manifest, chosen, truths, room)
         page = Page(
             dataset=hide_secrets(config.dataset),
             manifest=manifest,
             figures=figures,
+            overview=overview,
+            runs=runs_of(config.dataset, manifest.version),
             num_cards=len(chosen),
             has_truth=truths is not None,
         )
@@ -115,9 +142,36 @@ def report(config: ReportConfig) -> ReportResult:
     return ReportResult(
         output=config.output,
         images=cards.made,
+        left_out=cards.left_out,
         unreadable=cards.unreadable,
         quarantined=min(manifest.counts.quarantined, MAX_REFUSALS),
+        size_bytes=config.output.stat().st_size,
     )
+
+
+def _overview(config: ReportConfig, manifest: Manifest) -> Overview:
+    tables = (
+        table
+        for part in manifest.images
+        for table in _rows(config.dataset, manifest, part, LABELLED, COLUMNS)
+    )
+    keep = min(config.max_images, manifest.counts.labelled) // 4
+    return Overview.of(tables, len(manifest.vocabulary), keep)
+
+
+def _choose(overview: Overview, wanted: int) -> dict[int, tuple[str, ...]]:
+    """Return the ranks of the images to show, and for each why."""
+    reasons: dict[int, tuple[str, ...]] = {}
+    for reason, ranks in (
+        ("worst", overview.worst.ranks()),
+        ("uncertain", overview.uncertain.ranks()),
+    ):
+        for rank in ranks:
+            reasons[rank] = (*reasons.get(rank, ()), reason)
+    left = np.setdiff1d(np.arange(overview.labelled), list(reasons))
+    for index in _spread(len(left), wanted - len(reasons)):
+        reasons[int(left[index])] = ("spread",)
+    return reasons
 
 
 def _compare(config: ReportConfig, truth: str, manifest: Manifest) -> EvaluateResult:
@@ -146,42 +200,18 @@ def _spread(total: int, wanted: int) -> list[int]:
 def _rows(
     dataset: str, manifest: Manifest, part: DataFile, status: str, columns: Sequence[str]
 ) -> Iterator[pa.Table]:
-    """Yield the rows of one file that have `status`, each as a table, few at a time in memory."""
+    """Yield the rows of one file that have `status`, some at a time."""
     alone = manifest.model_copy(update={"images": (part,)})
     with store_errors(f"read {part.path} of", dataset, OutputError):
         for table in read_rows(dataset, alone, columns, _BATCH_ROWS):
-            for index, found in enumerate(table["status"].to_pylist()):
-                if found == status:
-                    yield table.slice(index, 1)
+            yield table.filter(pc.equal(table["status"], status))
 
 
 def _refusals(dataset: str, manifest: Manifest) -> Iterator[Refusal]:
     left = MAX_REFUSALS
     for part in manifest.images:
-        if not part.quarantined:
+        if not (part.quarantined and left):
             continue
-        for row in _rows(dataset, manifest, part, QUARANTINED, ("uri", "status", "error")):
-            if not left:
-                return
-            left -= 1
-            yield make_refusal(row.to_pylist()[0])
-
-
-def _limits(manifest: Manifest) -> SourceSettings:
-    """Return the limits under which the run accepted its images."""
-    recorded = manifest.config.keys() & SourceSettings.model_fields.keys()
-    return SourceSettings(**{name: manifest.config[name] for name in recorded})
-
-
-def _read_photo(uri: str, sha256: str | None, limits: SourceSettings) -> Image.Image | str:
-    """Return the image as it was labelled, or in words why it cannot be shown."""
-    (data,) = fetch([Request(uri)], fetch_settings(limits))
-    if isinstance(data, Exception):
-        return f"cannot read {hide_secrets(uri)}: {describe(data)}"
-    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-        return "the file changed since it was labelled"
-    try:
-        # In this process: the run decoded the very same bytes without harm.
-        return decode_image(data, limits.max_image_pixels, limits.max_image_frames).image
-    except BadImage as error:
-        return str(error)
+        for table in _rows(dataset, manifest, part, QUARANTINED, ("uri", "status", "error")):
+            yield from map(make_refusal, table.slice(0, left).to_pylist())
+            left = max(0, left - len(table))

@@ -9,6 +9,7 @@ from pipeline.files import FileFacts, delete_files, list_facts
 from pipeline.lock import DatasetLock, new_run_id
 from pipeline.parts import EMBEDDINGS_FOLDER, IMAGES, RUNS
 from pipeline.storage import hide_secrets
+from pipeline.text_vectors import texts_path
 from schemas.config import VacuumConfig
 from schemas.errors import OutputError
 
@@ -62,6 +63,7 @@ def _superfluous(config: VacuumConfig) -> tuple[list[int], dict[str, FileFacts]]
     kept = [manifest for number, manifest in manifests.items() if number not in dropped]
     named = {file.path for manifest in kept for file in manifest.images}
     named |= {file.path for manifest in kept for file in manifest.embeddings}
+    named |= {texts_path(manifest.fingerprint) for manifest in kept}
     named |= {manifest_path(number) for number in numbers}  # dropped ones are told apart
     runs = {manifest.run_id for manifest in kept}
     files = {

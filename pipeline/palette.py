@@ -1,6 +1,6 @@
-"""One fixed colour per class index, chosen to differ for colour-blind eyes too.
+"""One fixed colour and pattern of lines per class index, to differ for colour-blind eyes too.
 
-Dimension key: N colours, V kinds of vision, 3 channels.
+Dimension key: N colours, V kinds of vision, 3 channels, h w pixels of a thumbnail.
 """
 
 from functools import lru_cache
@@ -45,6 +45,8 @@ _TO_LAB_33: Final = np.array(
 )
 _FIRST: Final = (0, 114, 178)  # a blue of medium lightness
 _LIGHTNESS: Final = (0.42, 0.92)  # neither black nor white on a light or a dark page
+PATTERNS: Final = ("plain", "rising", "level", "dots", "falling", "upright", "crossed")
+_PERIOD: Final = 8  # pixels between the lines of a pattern
 _CHROMA: Final = (0.06, 0.23)  # greys mean "no label", neon colours tire the eye
 
 
@@ -55,6 +57,29 @@ def class_colours(count: int) -> tuple[Colour, ...]:
     """
     colours = _all_colours()
     return tuple(colours[index % len(colours)] for index in range(count))
+
+
+def class_pattern(class_index: int) -> str:
+    """Return the name of the pattern of a class: neighbours in the vocabulary differ."""
+    return PATTERNS[class_index % len(PATTERNS)]
+
+
+def pattern_lines(pattern: str, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return where the lines of a pattern are, (h, w); the page's legends draw the same in CSS."""
+    rows_h1, columns_1w = np.ogrid[: size[0], : size[1]]
+    rising = (rows_h1 + columns_1w) % _PERIOD < 2
+    falling = (rows_h1 - columns_1w) % _PERIOD < 2
+    level, upright = (axis % _PERIOD < 2 for axis in (rows_h1, columns_1w))
+    lines: dict[str, NDArray[np.bool_]] = {
+        "plain": np.zeros((1, 1), dtype=bool),
+        "rising": rising,
+        "falling": falling,
+        "level": level,
+        "upright": upright,
+        "crossed": rising | falling,
+        "dots": (rows_h1 % _PERIOD < 3) & (columns_1w % _PERIOD < 3),
+    }
+    return np.broadcast_to(lines[pattern], size)
 
 
 def hexadecimal(colour: Colour) -> str:

@@ -6,19 +6,18 @@ Dimension key: H height, W width.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
-from pathlib import PurePosixPath
 from typing import Any, Final, TextIO
-from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
 
 from pipeline.metrics import Confusion, truth_ignore
-from pipeline.pages import share, write_template
-from pipeline.palette import class_colours, hexadecimal
+from pipeline.overview import Overview
+from pipeline.pages import share, shown_name, shown_uri, write_template
+from pipeline.palette import class_colours, class_pattern, hexadecimal
 from pipeline.resize import Size
 from pipeline.segments import IGNORE, decode_label_map
-from pipeline.storage import hide_secrets
+from pipeline.throughput import RunFigures
 from pipeline.thumbnails import LabelMap, Thumbnail, map_thumbnail, photo_thumbnail
 from schemas.manifest import Manifest
 from schemas.vocabulary import Vocabulary
@@ -34,7 +33,9 @@ class LegendEntry:
     """One class of one image; areas are shares of its pixels, None where it does not occur."""
 
     name: str
+    class_index: int  # IGNORE: pixels without a label
     colour: str | None  # None: pixels without a label
+    pattern: str
     is_unseen: bool
     area: float | None
     truth_area: float | None
@@ -56,6 +57,24 @@ class Card:
     coverage: float | None
     mean_score: float | None
     accuracy: float | None  # share of the truth's pixels with their true label
+    picked: tuple[str, ...]  # why it is on the page: worst, uncertain, spread
+
+    @property
+    def quality(self) -> float:
+        """The mean score over all pixels, those without a label counting 0."""
+        return (self.mean_score or 0.0) * (self.coverage or 0.0)
+
+    @property
+    def classes(self) -> str:
+        """The numbers of its labels, for the page's filter."""
+        found = [str(one.class_index) for one in self.legend if one.colour and one.area]
+        return " ".join(found)
+
+    @property
+    def pictures_bytes(self) -> int:
+        """What its pictures take on the page."""
+        pictures = (self.photo, self.labels, self.truth)
+        return sum(len(picture.source) for picture in pictures if picture)
 
     @property
     def short_legend(self) -> tuple[LegendEntry, ...]:
@@ -85,6 +104,7 @@ class ClassFigure:
 
     name: str
     colour: str
+    pattern: str
     is_unseen: bool
     iou: float
 
@@ -99,14 +119,56 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class ClassUse:
+    """How often one class occurs; `scores` are the counts of its segments by score, as 0 to 1."""
+
+    index: int
+    name: str
+    colour: str
+    pattern: str
+    is_unseen: bool
+    images: int
+    image_share: float  # of the labelled images
+    area_share: float  # of the labelled pixels
+    mean_score: float | None
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Page:
     """Everything above the cards."""
 
     dataset: str
     manifest: Manifest
     figures: Figures | None
+    overview: Overview
+    runs: tuple[RunFigures, ...]  # newest version first
     num_cards: int
     has_truth: bool
+
+    @property
+    def classes(self) -> tuple[ClassUse, ...]:
+        """Every class, the one with most pixels first."""
+        vocabulary, overview = self.manifest.vocabulary, self.overview
+        colours = class_colours(len(vocabulary))
+        uses = []
+        for index, name in enumerate(vocabulary.names):
+            area, counts = overview.areas[index], overview.scores_of_class(index)
+            uses.append(
+                ClassUse(
+                    index=index,
+                    name=name,
+                    colour=hexadecimal(colours[index]),
+                    pattern=class_pattern(index),
+                    is_unseen=_is_unseen(vocabulary, index),
+                    images=overview.images[index],
+                    image_share=overview.images[index] / max(1, overview.labelled),
+                    area_share=area / max(1, overview.labelled_pixels),
+                    mean_score=overview.weighted_scores[index] / area if area else None,
+                    scores=tuple(count / max(1, *counts) for count in counts),
+                )
+            )
+        return tuple(sorted(uses, key=lambda use: (-use.area_share, use.index)))
 
     @property
     def max_refusals(self) -> int:
@@ -137,6 +199,7 @@ def make_card(
     vocabulary: Vocabulary,
     photo: Image.Image | str,
     truth_HW: LabelMap | None,
+    picked: tuple[str, ...] = (),
 ) -> Card:
     """Return the card of a labelled row; `photo` is the image, or why there is none.
 
@@ -165,6 +228,7 @@ def make_card(
         coverage=row["coverage"],
         mean_score=row["mean_score"],
         accuracy=accuracy,
+        picked=picked,
     )
 
 
@@ -179,7 +243,13 @@ def make_class_figures(
     """Return the classes that occur in the truth, best IoU first."""
     colours = class_colours(len(vocabulary))
     figures = [
-        ClassFigure(name, hexadecimal(colours[index]), _is_unseen(vocabulary, index), iou)
+        ClassFigure(
+            name,
+            hexadecimal(colours[index]),
+            class_pattern(index),
+            _is_unseen(vocabulary, index),
+            iou,
+        )
         for index, name in enumerate(vocabulary.names)
         if (iou := class_iou.get(name)) is not None
     ]
@@ -193,24 +263,13 @@ def write_page(
     write_template(
         file,
         "report.html.j2",
-        "report.js",
+        "gallery.js",
         page=page,
         manifest=page.manifest,
         figures=page.figures,
         cards=cards,
         refusals=refusals,
     )
-
-
-def shown_uri(uri: str) -> str:
-    """Return a uri as it may be shown: without the query of a URL, where signatures travel."""
-    # In the name of a local file a question mark is only a question mark.
-    return uri if urlsplit(uri).scheme in ("", "file") else hide_secrets(uri)
-
-
-def shown_name(uri: str) -> str:
-    """Return the file name of a uri."""
-    return PurePosixPath(shown_uri(uri)).name or shown_uri(uri)
 
 
 def _legend(
@@ -230,6 +289,8 @@ def _legend(
         entries.append(
             LegendEntry(
                 name=segment["label"] if segment else vocabulary.names[index],
+                class_index=index,
+                pattern=class_pattern(index),
                 colour=hexadecimal(colours[index]),
                 is_unseen=_is_unseen(vocabulary, index),
                 area=segment["area"] / pixels if segment else None,
@@ -241,7 +302,8 @@ def _legend(
     unlabelled = 1 - sum(segment["area"] for segment in segments) / pixels
     ignored = truth_areas.get(IGNORE)
     if unlabelled > 0 or ignored:
-        entries.append(LegendEntry("no label", None, False, unlabelled or None, ignored, None))
+        shares = (unlabelled or None, ignored)
+        entries.append(LegendEntry("no label", IGNORE, None, "plain", False, *shares, None))
     return tuple(entries)
 
 

@@ -1,6 +1,6 @@
 """Small pictures for a page, as data URIs: photos and label maps.
 
-Dimension key: H height, W width of an image; h w of its thumbnail; 4 RGBA.
+Dimension key: H height, W width of an image; h w of its thumbnail; K classes of it.
 """
 
 import base64
@@ -12,15 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.palette import class_colours
-from pipeline.resize import Size
+from pipeline.palette import Colour, class_colours, class_pattern, pattern_lines
+from pipeline.resize import Size, resize_nearest
 from pipeline.segments import IGNORE
 
 MAX_EDGE: Final = 256
-_PHOTO_QUALITY: Final = 82
-_BOUNDARY_SHADE: Final = 0.55
+_PHOTO_QUALITY: Final = 78
+_BOUNDARY_SHADE: Final = 0.4
+_LINE_SHADE: Final = 0.68
 
 LabelMap = NDArray[np.int32]
+Rgba = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -42,24 +44,41 @@ def photo_thumbnail(photo: Image.Image, alt: str) -> Thumbnail:
 
 
 def map_thumbnail(label_map_HW: LabelMap, alt: str) -> Thumbnail:
-    """Draw a label map: a colour per class, darker along boundaries, clear where no label is."""
-    height, width = _thumbnail_size((label_map_HW.shape[0], label_map_HW.shape[1]))
-    rows = ((np.arange(height) + 0.5) * label_map_HW.shape[0] / height).astype(int)
-    columns = ((np.arange(width) + 0.5) * label_map_HW.shape[1] / width).astype(int)
-    small_hw = label_map_HW[np.ix_(rows, columns)]
-    palette = np.array(class_colours(int(max(small_hw.max(), 0)) + 1), dtype=np.uint8)
-    image_hw4 = np.zeros((height, width, 4), dtype=np.uint8)
-    image_hw4[..., :3] = palette[np.maximum(small_hw, 0)]
-    image_hw4[..., 3] = 255
-    boundary_hw = _boundary(small_hw)
-    image_hw4[boundary_hw, :3] = image_hw4[boundary_hw, :3] * _BOUNDARY_SHADE
-    image_hw4[small_hw == IGNORE] = 0
-    return Thumbnail(
-        _data_uri(Image.fromarray(image_hw4), "png", optimize=True), height, width, alt
-    )
+    """Draw a label map: colour and pattern by class, dark boundaries, clear where no label is."""
+    small_hw = resize_nearest(label_map_HW, _thumbnail_size(label_map_HW.shape))
+    present_K, ranks_hw = np.unique(small_hw, return_inverse=True)
+    ranks_hw = ranks_hw.reshape(small_hw.shape)
+    colours = class_colours(int(present_K.max(initial=0)) + 1)
+    # Clear, then of every class its colour, that of its lines, that of its boundary.
+    palette = [(0, 0, 0, 0)]
+    indices_hw = np.zeros(small_hw.shape, dtype=np.int64)
+    is_boundary_hw = _boundary(small_hw)
+    for rank, class_index in enumerate(present_K.tolist()):
+        if class_index == IGNORE:
+            continue
+        lines_hw = pattern_lines(class_pattern(class_index), small_hw.shape)
+        shades_hw = len(palette) + np.where(is_boundary_hw, 2, lines_hw)
+        indices_hw = np.where(ranks_hw == rank, shades_hw, indices_hw)
+        palette += [_shaded(colours[class_index], by) for by in (1.0, _LINE_SHADE, _BOUNDARY_SHADE)]
+    height, width = small_hw.shape
+    return Thumbnail(_drawn(indices_hw, palette), height, width, alt)
 
 
-def _thumbnail_size(size: Size) -> Size:
+def _drawn(indices_hw: NDArray[np.int64], palette: list[Rgba]) -> str:
+    """Return a PNG, with a palette where a byte can name every colour: a fifth of the size."""
+    if len(palette) > 256:
+        return _data_uri(Image.fromarray(np.array(palette, dtype=np.uint8)[indices_hw]), "png")
+    image = Image.fromarray(indices_hw.astype(np.uint8), "P")
+    image.putpalette([value for colour in palette for value in colour[:3]])
+    return _data_uri(image, "png", optimize=True, transparency=0)
+
+
+def _shaded(colour: Colour, by: float) -> Rgba:
+    red, green, blue = (round(value * by) for value in colour)
+    return red, green, blue, 255
+
+
+def _thumbnail_size(size: tuple[int, ...]) -> Size:
     scale = min(1.0, MAX_EDGE / max(size))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 

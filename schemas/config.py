@@ -344,7 +344,15 @@ class ReportConfig(Config):
     output: Path = Field(Path("report.html"), description="HTML file to write")
     truth: str | None = Field(None, description="directory of PNG label maps to show beside")
     version: int | None = Field(None, ge=1, description="dataset version; the newest if absent")
-    max_images: int = Field(48, ge=1, description="images on the page")
+    max_images: int = Field(
+        240,
+        ge=1,
+        description="images on the page: a quarter the worst, a quarter the least certain, the "
+        "others spread evenly through the dataset",
+    )
+    max_page_mb: float = Field(
+        20.0, gt=0, description="no further images once the page is of this size, in MB"
+    )
 
 
 class DemoConfig(Config):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import Browser
 from tests.servers import S3Server, start_s3
 
 
@@ -65,3 +66,11 @@ def ray_session(s3_server: S3Server) -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium, started once; the tests that need it are skipped where there is none."""
+    browser = Browser()
+    yield browser
+    browser.close()

@@ -13,8 +13,8 @@ from PIL import Image
 
 from jobs.report import report
 from pipeline.dataset import publish, read_manifest
-from pipeline.palette import class_colours, hexadecimal
-from pipeline.parts import write_images
+from pipeline.palette import PATTERNS, class_colours, hexadecimal, pattern_lines
+from pipeline.parts import read_columns, write_images
 from pipeline.segments import encode_segments
 from schemas.annotation import ANNOTATED, LABELLED, QUARANTINED, image_id, table_from_rows
 from schemas.config import ReportConfig
@@ -23,7 +23,12 @@ from schemas.manifest import Changes, Counts, Manifest
 from schemas.vocabulary import Vocabulary, VocabularyClass
 from tests.helpers import draw_classes
 
-HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{{ 7*7 }}&amp;")
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "{{ 7*7 }}&amp;",
+    "\u202egnp.\u2067' onmouseover=alert(1) x='",
+)
 PICTURE = draw_classes("0011.", "0011.", "2211.", "2211.")
 VOID_TAGS = {"meta", "link", "img", "input"}
 
@@ -130,7 +135,7 @@ def page_of(tmp_path, dataset, **settings):
 
 def pixels(image):
     data = base64.b64decode(image["src"].partition(",")[2])
-    return np.asarray(Image.open(BytesIO(data)))
+    return np.asarray(Image.open(BytesIO(data)).convert("RGBA"))
 
 
 @pytest.fixture
@@ -148,7 +153,7 @@ def test_page_names_images_classes_and_provenance(tmp_path, small):
     assert (result.images, result.unreadable, result.quarantined) == (2, 0, 1)
     for words in ("a.png", "b.png", "Version 1", "20240506T070809Z-abcdef", "some/photos"):
         assert words in page.text
-    for words in ("2 of 3", "1 decode/corrupt", "1 unseen", "ensemble weight 0.8", "a {}."):
+    for words in ("2 of 3", "decode/corrupt 1", "1 unseen", "ensemble weight 0.8", "a {}."):
         assert words in page.text
     assert "broken.jpg decode corrupt truncated" in page.text
     assert page.open == []
@@ -161,21 +166,28 @@ def test_legend_gives_share_and_score_and_marks_unseen_classes(tmp_path, small):
 
 def test_label_map_has_the_colours_of_the_legend_and_is_clear_without_label(tmp_path, small):
     _, page = page_of(tmp_path, small)
-    maps = page.all("img", **{"class": "map"})
+    maps = page.all("img", **{"class": "map overlay"})
     label_map = pixels(next(one for one in maps if one["alt"].startswith("Labels of a.png")))
     assert label_map.shape == (4, 5, 4)
-    assert label_map[:, 4].tolist() == [[0, 0, 0, 0]] * 4
+    assert label_map[:, 4, 3].tolist() == [0] * 4
     sky, tree, _ = class_colours(3)
     assert tuple(label_map[0, 0]) == (*sky, 255)
-    assert tuple(label_map[0, 2]) == (*tree, 255)
-    assert f"background:{hexadecimal(sky)}" in page.source
+    # The second class is drawn with rising lines, two of eight diagonals darker than its colour.
+    lines = pattern_lines("rising", (4, 5))
+    shaded = tuple(round(value * 0.68) for value in tree)
+    for column in (2, 3):
+        for row in range(2):
+            is_boundary = column == 3 or row == 3
+            wanted = shaded if lines[row, column] else tree
+            assert is_boundary or tuple(label_map[row, column, :3]) == wanted
+    assert f'class="chip rising" style="background-color:{hexadecimal(tree)}"' in page.source
 
 
 def test_every_image_has_its_words(tmp_path, small):
     _, page = page_of(tmp_path, small)
-    photos, maps = page.all("img", **{"class": "photo"}), page.all("img", **{"class": "map"})
+    photos, maps = (page.all("img", **{"class": kind}) for kind in ("photo", "map overlay"))
     assert sorted(photo["alt"] for photo in photos) == ["Image a.png", "Image b.png"]
-    assert all("tree 40%" in label_map["alt"] for label_map in maps)
+    assert len(maps) == 2 and all("tree 40%" in label_map["alt"] for label_map in maps)
 
 
 def test_page_needs_nothing_from_elsewhere(tmp_path, small):
@@ -183,7 +195,7 @@ def test_page_needs_nothing_from_elsewhere(tmp_path, small):
     for _, attributes in page.elements:
         values = {name: value or "" for name, value in attributes.items() if name != "title"}
         assert not [value for value in values.values() if "//" in value.partition("base64,")[0]]
-        assert all(values.get(name, "data:").startswith("data:") for name in ("src", "href"))
+        assert all(values.get(name, "data:").startswith(("data:", "#")) for name in ("src", "href"))
     style, script = (
         re.search(f"<{tag}>(.*?)</{tag}>", page.source, re.S)[1] for tag in ("style", "script")
     )
@@ -225,7 +237,7 @@ def test_image_that_is_gone_or_changed_gets_a_note(tmp_path, small):
     assert (result.images, result.unreadable) == (2, 2)
     assert "a.png: it does not exist" in page.text
     assert "the file changed since it was labelled" in page.text
-    assert page.text.count("not available") == 2
+    assert page.text.count("Image not available") == 2
     assert len(page.all("img", **{"class": "map"})) == 2
 
 
@@ -251,33 +263,87 @@ def test_truth_brings_a_column_figures_and_missed_classes(tmp_path, small):
     assert len([image for image in page.all("img") if image["alt"].startswith("Truth of a")]) == 1
 
 
-def test_images_are_spread_evenly_over_all_files(tmp_path):
+def test_the_worst_the_least_certain_and_others_evenly_are_shown(tmp_path):
+    scores = [0.9] * 12
+    scores[7], scores[3] = 0.2, 0.3
     names = [f"{number:02}.png" for number in range(12)]
     files = [
-        [labelled_row(tmp_path / "photos" / name, ["x"], np.zeros((2, 3), int)) for name in part]
+        [
+            labelled_row(
+                tmp_path / "photos" / name, ["x"], np.zeros((2, 3), int), scores[int(name[:2])]
+            )
+            for name in part
+        ]
         for part in (names[:5], names[5:6], names[6:])
     ]
+    # Half of the last image has no label, which makes it the worst but not the least certain.
+    files[2][5] = labelled_row(
+        tmp_path / "photos" / "11.png", ["x"], draw_classes("0......", "......."), 0.9
+    )
     dataset = write_dataset(tmp_path / "labels", files, Vocabulary.of(["x"]))
     result, page = page_of(tmp_path, dataset, max_images=4)
+    picked = {card["data-name"]: card["data-picked"] for card in page.all("article")}
     in_order = [
         row["uri"].rpartition("/")[2]
-        for part in files
-        for row in sorted(part, key=lambda row: row["image_id"])
+        for part in (read_manifest(dataset).images)
+        for row in read_columns(dataset, part.path, ["uri"]).to_pylist()
     ]
-    shown = [card["data-name"] for card in page.all("article")]
+    left = [name for name in in_order if name not in ("07.png", "11.png")]
     assert result.images == 4
-    assert shown == in_order[::3]
-    assert "4 of 12 labelled, spread evenly" in page.text
+    assert picked == {
+        "11.png": "worst", "07.png": "uncertain", left[0]: "spread", left[5]: "spread",
+    }  # fmt: skip
+    assert list(picked) == [name for name in in_order if name in picked]
+    assert "4 of 12 labelled: the worst, the least certain, and others spread evenly" in page.text
 
 
-def test_files_without_a_chosen_image_are_not_read(tmp_path):
+def test_figures_are_of_all_images_not_only_of_those_shown(tmp_path):
+    pictures = [("01",), ("0.",), ("00",), ("11",)]
+    scores = [0.25, 0.5, 1.0, 0.75]
     rows = [
-        labelled_row(tmp_path / "photos" / f"{i}.png", ["x"], np.zeros((2, 3), int)) for i in "ab"
+        labelled_row(
+            tmp_path / "photos" / f"{number}.png",
+            ["sky", "tree", "zebra"],
+            draw_classes(*one),
+            score,
+        )
+        for number, (one, score) in enumerate(zip(pictures, scores, strict=True))
     ]
-    dataset = write_dataset(tmp_path / "labels", [rows[:1], rows[1:]], Vocabulary.of(["x"]))
-    (tmp_path / "labels" / read_manifest(dataset).images[1].path).unlink()
-    result, _ = page_of(tmp_path, dataset, max_images=1)
+    names = Vocabulary.of(["sky", "tree", "zebra"])
+    dataset = write_dataset(tmp_path / "labels", [rows[:1], rows[1:]], names)
+    result, page = page_of(tmp_path, dataset, max_images=1)
     assert result.images == 1
+    # sky: 3 images, 4 of 7 pixels, score (0.25 + 0.5 + 2) / 4; tree: 2 images, 3 pixels
+    assert "sky 3 57.1% 0.69 tree 2 42.9% 0.58 zebra 0 0.0% \N{EN DASH}" in page.text
+    assert "Pixels with a label 87.5% of 8" in page.text
+    histograms = {one["aria-label"].partition(":")[0]: one["aria-label"] for one in page.all("svg")}
+    by_score = (
+        histograms["Segments by score in twentieths of 0 to 1"].partition(": ")[2].split(", ")
+    )
+    expected = [0] * 20
+    expected[5], expected[10], expected[15], expected[19] = 2, 1, 1, 1
+    assert [int(count) for count in by_score] == expected
+
+
+def test_throughput_is_told_from_the_runs_start_to_its_publication(tmp_path, small):
+    first = read_manifest(small)
+    changes = Changes(kept=1, done=2, from_embeddings=1, removed=3)
+    created = datetime(2024, 5, 6, 7, 9, 9, tzinfo=UTC)
+    later = {"version": 2, "created": created, "changes": changes, "run_id": "20240506T070905Z-a"}
+    publish(small, first.model_copy(update=later))
+    publish(small, first.model_copy(update={**later, "version": 3, "run_id": "by hand"}))
+    _, page = page_of(tmp_path, small, version=2)
+    assert "2 20240506T070905Z-a 2 1 1 3 4 0.50" in page.text
+    assert "by hand" not in page.text
+    _, page = page_of(tmp_path, small)
+    assert "3 by hand 2 1 1 3 \N{EN DASH} \N{EN DASH}" in page.text
+
+
+def test_a_page_has_no_more_images_than_it_has_room_for(tmp_path, small):
+    result, page = page_of(tmp_path, small, max_page_mb=0.400001)
+    assert (result.images, result.left_out) == (1, 1)
+    assert "1 more were chosen; the page has no room for them." in page.text
+    assert len(page.all("article")) == 1
 
 
 def test_large_images_become_small_thumbnails(tmp_path):
@@ -341,3 +407,8 @@ def test_colours_do_not_depend_on_how_many_there_are():
     assert len(set(class_colours(300))) == 300
     assert len(class_colours(5000)) == 5000
     assert class_colours(0) == ()
+
+
+def test_neighbouring_classes_differ_in_their_pattern_too():
+    drawn = [pattern_lines(pattern, (16, 16)) for pattern in PATTERNS]
+    assert len({lines.tobytes() for lines in drawn}) == len(PATTERNS) == 7

@@ -68,6 +68,18 @@ def show_annotate(result: "AnnotateResult", console: Console) -> int:
 def show_report(result: "ReportResult", console: Console) -> int:
     """Print where the page is."""
     console.print(f"open {result.output} in a browser", highlight=False, soft_wrap=True)
+    if result.left_out:
+        console.print(f"{result.left_out} images were left out (see --max-page-mb)")
+    print_json(
+        {
+            "output": str(result.output),
+            "images": result.images,
+            "left_out": result.left_out,
+            "unreadable": result.unreadable,
+            "quarantined": result.quarantined,
+            "size_bytes": result.size_bytes,
+        }
+    )
     return 0
 
 

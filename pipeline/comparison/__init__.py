@@ -1,0 +1,1 @@
+"""Two versions of labels compared: which pixels moved, from what to what, in which images."""

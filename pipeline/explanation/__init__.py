@@ -1,0 +1,1 @@
+"""Why one pixel has its label."""
