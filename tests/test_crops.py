@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.models.crop_classifier import CropClassifier
-from pipeline.models.crops import CropSettings, crop_regions, expand_box, mask_boxes
+from pipeline.models.crops import CropSettings, crop_regions, expand_boxes
 from tests.helpers import draw
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -90,11 +90,8 @@ def test_a_crop_is_resized_with_the_coefficients_of_the_specification():
     ids=["one pixel", "L", "last column", "full", "two corners"],
 )
 def test_boxes_are_tight_and_half_open(rows, box):
-    assert mask_boxes(torch.from_numpy(draw(*rows))[None]).tolist() == [list(box)]
-
-
-def test_no_masks_have_no_boxes():
-    assert mask_boxes(torch.zeros((0, 3, 5), dtype=torch.bool)).shape == (0, 4)
+    image = torch.zeros((3, 3, 5), dtype=torch.uint8)
+    assert cut(image, soft(rows)).boxes_V4.tolist() == [list(box)]
 
 
 @pytest.mark.parametrize("fill", ["mean", "zero"])
@@ -178,7 +175,8 @@ def test_without_a_valid_mask_there_are_no_crops(photo, count):
     ],
 )
 def test_boxes_grow_as_in_the_reference(size, box, ratio, expanded):
-    assert expand_box(box, ratio, size) == expanded
+    others = torch.tensor([[0, 0, 1, 1], box, [0, 0, 2, 2]])
+    assert expand_boxes(others, ratio, size)[1].tolist() == list(expanded)
 
 
 class SmallMemory:

@@ -7,6 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from pipeline.masks import SoftMasks
 from pipeline.models import ClassifierEntry, RegionEmbeds
 from pipeline.models.clip import Clip
 from pipeline.models.crops import CropSettings, crop_regions
@@ -23,13 +24,13 @@ class CropClassifier:
         self._crop_batch = crop_batch
 
     @torch.inference_mode()
-    def embed(self, regions: Iterable[tuple[Tensor, Tensor]]) -> list[RegionEmbeds]:
+    def embed(self, regions: Iterable[tuple[Tensor, Tensor | SoftMasks]]) -> list[RegionEmbeds]:
         """Return the CLIP vectors of every image's valid proposals."""
         valid, crops = [], []
-        for image_3HW, mask_probs_QHW in regions:
+        for image_3HW, masks in regions:
             cut = crop_regions(
                 image_3HW,
-                mask_probs_QHW,
+                masks,
                 self._settings,
                 side=self._clip.side,
                 mean=self._clip.mean,

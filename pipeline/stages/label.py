@@ -23,7 +23,7 @@ from pipeline.pixels import PixelScorer, pixel_score_tiles
 from pipeline.resize import resize_nearest
 from pipeline.segments import encode_segments
 from pipeline.stages.rows import Row, is_quarantined, isolate_live, quarantine
-from pipeline.stages.soft_masks import pixel_embeds, soft_masks
+from pipeline.stages.soft_masks import masks_of, pixel_embeds
 from pipeline.truth import Truths
 from schemas.annotation import ANNOTATED, table_from_rows
 
@@ -73,16 +73,16 @@ class Label:
     def _label(self, row: Row) -> Row:
         if row["pixel_embeds"] is not None:
             return self._annotated(row, self._pixel_labels(row))
-        masks_QHW = soft_masks(row, self.precision, self.divisor)
+        masks = masks_of(row, self.precision, self.divisor)
         if self.truths is not None:
             try:
-                class_scores_QK = self._oracle_scores(row, masks_QHW, self.truths)
+                class_scores_QK = self._oracle_scores(row, masks.whole(), self.truths)
             except ValueError as error:  # of this image alone, even where all of a batch fail
                 return quarantine(row, self.name, "no_truth", str(error))
         else:
             class_scores_QK = self._class_scores(row)
         size = (row["height"], row["width"])
-        return self._annotated(row, label_map(class_scores_QK, masks_QHW, size))
+        return self._annotated(row, label_map(class_scores_QK, masks, size))
 
     def _annotated(self, row: Row, labels: LabelMap) -> Row:
         segments = encode_segments(
