@@ -97,6 +97,10 @@ class LabelMap:
             scores[tile.rows] = best_TW / tile.evidence_TW.clamp_min(1e-12)
         return cls(classes, scores)
 
+    def cpu(self) -> "LabelMap":
+        """Return the same map in the memory of the host."""
+        return LabelMap(self.classes_HW.cpu(), self.scores_HW.cpu())
+
 
 def label_map(class_scores_QK: Tensor, masks: Tensor | SoftMasks, size: Size) -> LabelMap:
     """Return the label of every pixel of the original image of `size` (spec 2.7)."""

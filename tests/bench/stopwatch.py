@@ -1,5 +1,6 @@
-"""Seconds by step, and functions and networks whose seconds are counted as they are called."""
+"""CPU seconds by step, and functions and networks whose seconds are counted as they are called."""
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -11,11 +12,14 @@ from torch import nn
 
 
 class Stopwatch:
-    """Adds up seconds under names; a step inside another is taken out of the outer one."""
+    """Adds up CPU seconds of the calling thread; a step inside another leaves the outer one.
+
+    Not the clock on the wall: a benchmark shares its machine with other work.
+    """
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
-        self._inner: list[float] = []
+        self._thread = threading.local()
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -26,14 +30,20 @@ class Stopwatch:
             self.stop(name)
 
     def start(self) -> None:
-        self._inner += [0.0, time.perf_counter()]
+        self._open.append([time.thread_time(), 0.0])
 
     def stop(self, name: str) -> None:
-        started, inner = self._inner.pop(), self._inner.pop()
-        whole = time.perf_counter() - started
+        started, inner = self._open.pop()
+        whole = time.thread_time() - started
         self.seconds[name] += whole - inner
-        if self._inner:
-            self._inner[-2] += whole
+        if self._open:
+            self._open[-1][1] += whole
+
+    @property
+    def _open(self) -> list[list[float]]:
+        if not hasattr(self._thread, "steps"):
+            self._thread.steps = []
+        return self._thread.steps
 
     def follow(self, network: nn.Module, name: str) -> None:
         """Count every forward pass of the network."""
