@@ -21,8 +21,9 @@ def bilinear_taps(source: int, target: int, device: torch.device) -> list[Tensor
 def resize_rows(values_QHW: Tensor, rows: list[Tensor], width: int) -> Tensor:
     """Return some rows of the bilinearly resized maps, at the full target width."""
     top, bottom, down = rows
-    strip_QTW = torch.lerp(values_QHW[:, top], values_QHW[:, bottom], down[None, :, None])
-    return resize_width(strip_QTW, width)
+    # index_select copies whole rows, where indexing goes number by number.
+    above_QTW, below_QTW = (values_QHW.index_select(1, index) for index in (top, bottom))
+    return resize_width(torch.lerp(above_QTW, below_QTW, down[None, :, None]), width)
 
 
 def resize_width(values: Tensor, width: int) -> Tensor:

@@ -73,12 +73,16 @@ class SoftMasks:
         taps = [tap[rows_T] for tap in self._down]
         return resize_rows(self.logits_Qhw, taps, self.padded[1])[..., : self.size[1]].sigmoid()
 
-    def rows_of(self, proposals_R: Tensor, rows_R: Tensor) -> Tensor:
-        """Return rows (R, W), each of the proposal beside it."""
+    def rows_of(self, proposals_R: Tensor, rows_R: Tensor, columns: slice) -> Tensor:
+        """Return some columns of rows (R, W), each row of the proposal beside it."""
         lower, upper, down = (tap[rows_R] for tap in self._down)
-        above, below = self.logits_Qhw[proposals_R, lower], self.logits_Qhw[proposals_R, upper]
-        strip_Rw = torch.lerp(above, below, down[:, None])
-        return resize_width(strip_Rw, self.padded[1])[:, : self.size[1]].sigmoid()
+        height = self.logits_Qhw.shape[1]
+        cells = self.logits_Qhw.flatten(0, 1)
+        above_Rw, below_Rw = (
+            cells.index_select(0, proposals_R * height + row_R) for row_R in (lower, upper)
+        )
+        strip_Rw = torch.lerp(above_Rw, below_Rw, down[:, None])
+        return resize_width(strip_Rw, self.padded[1])[:, columns].sigmoid()
 
     def outer_boxes(self, min_prob: float) -> Tensor:
         """Return half-open XYXY boxes (Q, 4) outside of which no probability exceeds `min_prob`.
@@ -86,15 +90,16 @@ class SoftMasks:
         They are read off the grid: a pixel between cells lies between their values. Boxes without
         area: no pixel exceeds it.
         """
-        cells_Qhw = self.logits_Qhw.sigmoid() > min_prob
-        rows_QH, columns_QW = (
-            occupied[:, lower[:side]] | occupied[:, upper[:side]]
-            for occupied, (lower, upper, _), side in (
-                (cells_Qhw.any(dim=2), self._down, self.size[0]),
-                (cells_Qhw.any(dim=1), self._across, self.size[1]),
-            )
-        )
-        return boxes_around(rows_QH, columns_QW)
+        if not len(self.logits_Qhw):
+            return self.logits_Qhw.new_zeros((0, 4), dtype=torch.int64)
+        sides = []
+        for axis, (lower, upper, _), length in (
+            (2, self._down, self.size[0]),
+            (1, self._across, self.size[1]),
+        ):
+            above_QN = self.logits_Qhw.amax(dim=axis).sigmoid() > min_prob
+            sides.append(above_QN[:, lower[:length]] | above_QN[:, upper[:length]])
+        return boxes_around(*sides)
 
     @cached_property
     def _down(self) -> list[Tensor]:

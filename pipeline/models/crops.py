@@ -66,8 +66,9 @@ def crop_regions(
     crops_V3SS = cutter.image_H3W.new_empty((len(found_V), 3, side, side))
     valid_Q = torch.zeros(len(outer_Q4), dtype=torch.bool, device=image_3HW.device)
     boxes, count = [outer_Q4[:0]], 0
-    for proposals in cutter.groups(found_V, outer_Q4[found_V]):
-        queries_V, boxes_V4, part_V3SS = cutter.cut(proposals, outer_Q4[proposals])
+    for group, columns in cutter.groups(outer_Q4[found_V]):
+        proposals_V = found_V[group]
+        queries_V, boxes_V4, part_V3SS = cutter.cut(proposals_V, outer_Q4[proposals_V], columns)
         valid_Q[queries_V] = True
         boxes.append(boxes_V4)
         crops_V3SS[count : count + len(queries_V)] = part_V3SS
@@ -113,38 +114,41 @@ class _Cutter:
         binary_QHW = self.masks > threshold
         return boxes_around(binary_QHW.any(dim=2), binary_QHW.any(dim=1))
 
-    def groups(self, proposals_V: Tensor, boxes_V4: Tensor) -> Iterator[Tensor]:
-        """Yield the proposals in order, as many at a time as one table holds; at least one."""
-        grown_V4 = expand_boxes(boxes_V4, self.settings.expand_ratio, self.size)
-        on_gpu = proposals_V.device.type != "cpu"
-        budget = _TABLE_FLOATS * (_TIMES_ON_GPU if on_gpu else 1) // (3 * self.size[1])
-        start = filled = 0
-        for index, rows in enumerate((grown_V4[:, 3] - grown_V4[:, 1] + self.side).tolist()):
-            if filled and filled + rows > budget:
-                yield proposals_V[start:index]
-                start, filled = index, 0
-            filled += rows
-        if filled:
-            yield proposals_V[start:]
+    def groups(self, boxes_V4: Tensor) -> Iterator[tuple[slice, slice]]:
+        """Yield as many regions in order as one table holds, and the columns that it needs."""
+        grown = expand_boxes(boxes_V4, self.settings.expand_ratio, self.size).tolist()
+        budget = _TABLE_FLOATS // 3 * (1 if boxes_V4.device.type == "cpu" else _TIMES_ON_GPU)
+        start, rows, left, right = 0, 0, self.size[1], 0
+        for index, (x0, y0, x1, y1) in enumerate(grown):
+            # The table, and what remains of it after the first of the two gathers.
+            more, width = y1 - y0 + self.side, max(right, x1) - min(left, x0)
+            if rows and (rows + more) * width > budget:
+                yield slice(start, index), slice(left, right)
+                start, rows, left, right = index, 0, self.size[1], 0
+            rows, left, right = rows + more, min(left, x0), max(right, x1)
+        if rows:
+            yield slice(start, None), slice(left, right)
 
-    def cut(self, proposals_V: Tensor, outer_V4: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def cut(
+        self, proposals_V: Tensor, outer_V4: Tensor, columns: slice
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return which of some proposals are valid, their boxes, and their crops.
 
-        `outer_V4` are boxes that hold their masks.
+        `outer_V4` are boxes that hold their masks, and `columns` holds those, grown.
         """
         ratio, size = self.settings.expand_ratio, self.size
         _, first_V, _, stop_V = expand_boxes(outer_V4, ratio, size).unbind(1)
         start_V = (stop_V - first_V).cumsum(0) - (stop_V - first_V)  # of a region in the table
         region_R = torch.repeat_interleave(stop_V - first_V)
         row_R = torch.arange(len(region_R), device=region_R.device) + (first_V - start_V)[region_R]
-        probs_RW = self._mask_rows(proposals_V[region_R], row_R)
-        binary_RW = probs_RW > self.settings.mask_threshold
-        boxes_V4 = _tight_boxes(binary_RW, region_R, row_R, (len(proposals_V), size[0]))
+        probs_RW = self._mask_rows(proposals_V[region_R], row_R, columns)
+        inside_RW = (probs_RW > self.settings.mask_threshold).float()
+        boxes_V4 = _tight_boxes(inside_RW, region_R, row_R, (len(proposals_V), size[0]))
         valid_V = boxes_V4[:, 2] > 0
-        boxes_V4 = boxes_V4[valid_V]
+        boxes_V4 = (boxes_V4 + boxes_V4.new_tensor([columns.start, 0] * 2))[valid_V]
 
-        blend_RW = (probs_RW if self.settings.matting else binary_RW).float()
-        table_R3W = self.image_H3W[row_R].mul_(blend_RW[:, None])
+        blend_RW = probs_RW.float() if self.settings.matting else inside_RW
+        table_R3W = self.image_H3W[..., columns].index_select(0, row_R).mul_(blend_RW[:, None])
         x0_V, y0_V, x1_V, y1_V = expand_boxes(boxes_V4, ratio, size).unbind(1)
         down_VNA, weights_VNA = _cubic_taps(y0_V, y1_V, self.side)
         down_VNA += (start_V - first_V)[valid_V, None, None]
@@ -153,25 +157,26 @@ class _Cutter:
             table_R3W.flatten(1),
             mode="sum",
             per_sample_weights=weights_VNA.flatten(0, 1),
-        ).view(len(boxes_V4), 3 * self.side, size[1])
-        crops_VN3S = _gather_columns(rows_VNX, *_cubic_taps(x0_V, x1_V, self.side))
+        ).view(len(boxes_V4), 3 * self.side, blend_RW.shape[1])
+        across_VNA, weights_VNA = _cubic_taps(x0_V, x1_V, self.side)
+        crops_VN3S = _gather_columns(rows_VNX, across_VNA - columns.start, weights_VNA)
         crops_V3SS = crops_VN3S.view(-1, self.side, 3, self.side).transpose(1, 2) + self.fill_311
         return proposals_V[valid_V], boxes_V4, crops_V3SS
 
-    def _mask_rows(self, proposals_R: Tensor, rows_R: Tensor) -> Tensor:
+    def _mask_rows(self, proposals_R: Tensor, rows_R: Tensor, columns: slice) -> Tensor:
         if isinstance(self.masks, SoftMasks):
-            return self.masks.rows_of(proposals_R, rows_R)
-        return self.masks[proposals_R, rows_R]
+            return self.masks.rows_of(proposals_R, rows_R, columns)
+        return self.masks[..., columns][proposals_R, rows_R]
 
 
 def _tight_boxes(
-    binary_RW: Tensor, region_R: Tensor, row_R: Tensor, shape: tuple[int, int]
+    inside_RW: Tensor, region_R: Tensor, row_R: Tensor, shape: tuple[int, int]
 ) -> Tensor:
     """Return the boxes (V, 4) of masks given by rows; `shape` is (V, H). (0, 0, 0, 0): no pixel."""
-    rows_VH = torch.zeros(shape, dtype=torch.bool, device=binary_RW.device)
-    rows_VH[region_R, row_R] = binary_RW.any(dim=1)
-    columns_VW = torch.zeros((shape[0], binary_RW.shape[1]), device=binary_RW.device)
-    columns_VW.index_add_(0, region_R, binary_RW.float())
+    rows_VH = torch.zeros(shape, dtype=torch.bool, device=inside_RW.device)
+    rows_VH[region_R, row_R] = inside_RW.amax(dim=1) > 0
+    columns_VW = inside_RW.new_zeros((shape[0], inside_RW.shape[1]))
+    columns_VW.index_add_(0, region_R, inside_RW)
     return boxes_around(rows_VH, columns_VW > 0)
 
 

@@ -7,8 +7,8 @@ sample data with their shorter side at 640; 171 random class vectors, 156 of the
 random weights cover half an image each or nothing: each image gets 24 to 48 ellipses of log-uniform
 size (one of them over the whole image, so that every pixel is covered) as mask logits, the rest of
 the 100 queries lie below the threshold, and the network's own logits, standardised, are added, so
-that boundaries are ragged and depend on what it computes. Query embeddings are drawn towards a class
-of their own, so that an image has many segments. Both ways are given the same.
+that boundaries are ragged and depend on what it computes. Query embeddings are drawn towards a
+class of their own, so that an image has many segments. Both ways are given the same.
 
 Everything runs in this process on one thread, one way after the other, `rounds` times; ratios are
 medians over the rounds, of CPU seconds. CLIP's forward pass, the same work in both, is run in the
