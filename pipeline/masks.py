@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from pipeline.bilinear import bilinear_taps, resize_rows, resize_width
+from pipeline.models.device import send
 from pipeline.resize import Size
 
 Precision = Literal["float32", "float16", "uint8"]
@@ -36,7 +37,7 @@ def pack_logits(mask_logits_Qhw: Tensor, precision: Precision) -> NDArray[Any]:
 
 def unpack_logits(packed_Qhw: NDArray[Any], device: torch.device | str = "cpu") -> Tensor:
     """Return float32 mask logits from what `pack_logits` returned."""
-    packed = torch.from_numpy(packed_Qhw).to(device)
+    packed = send(torch.from_numpy(packed_Qhw), device)
     if packed.dtype == torch.uint8:
         return (packed.float() - _ZERO_CODE) / _STEPS_PER_LOGIT
     return packed.float()

@@ -16,7 +16,7 @@ from pipeline.masks import Precision
 from pipeline.models import RegionEmbedder, find_classifier
 from pipeline.models.clip import Clip, ClipSource
 from pipeline.models.crops import CropSettings
-from pipeline.models.device import pick_device
+from pipeline.models.device import pick_device, send
 from pipeline.stages.rows import Row, image_of, isolate_live
 from pipeline.stages.soft_masks import masks_of
 from schemas.annotation import EMBEDDED, table_from_rows
@@ -67,4 +67,4 @@ class Embed:
 
 
 def _pixels(row: Row) -> Tensor:
-    return torch.from_numpy(image_of(row).copy()).permute(2, 0, 1).to(pick_device())
+    return send(torch.from_numpy(image_of(row).copy()), pick_device()).permute(2, 0, 1)
