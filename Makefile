@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format lock weights bench-half bench-memory bench-precision bench-decoder \
+.PHONY: demo test check format lock weights bench-exact bench-half bench-memory bench-precision bench-decoder \
   bench-planning bench-incremental fuzz photos chaos clean
 
 demo: $(INSTALLED)  ## scenes -> labels -> figures -> one HTML page; ends with one line of JSON
@@ -25,6 +25,9 @@ format: $(INSTALLED)
 
 weights: $(INSTALLED)  ## train the embedded tiny models again, from nothing
 	$(BIN)/python -m jobs.train_embedded --seed 0 --output pipeline/embedded
+
+bench-exact: $(INSTALLED)  ## the exact path against an eager loop, stage by stage (needs the sample data)
+	@$(BIN)/python -m tests.bench.exact_path
 
 bench-half: $(INSTALLED)  ## label agreement of bf16 and fp16 CLIP with fp32
 	@$(BIN)/python -m tests.bench.half_precision

@@ -1,7 +1,7 @@
 """From query scores and CLIP scores to a label map (spec 2.3, 2.5 to 2.7).
 
 Dimension key: Q proposals, K class names, D embedding, V valid proposals, H W pixels, T rows of a
-tile.
+tile, P its pixels, M rows of the masks that it needs.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,15 +10,18 @@ from typing import Final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
+from pipeline.bilinear import bilinear_taps, resize_rows
+from pipeline.masks import SoftMasks
 from pipeline.resize import Size
 
 # The reference multiplies cosines by this constant, not by CLIP's own logit_scale.
 LOGIT_SCALE: Final = 100.0
 
-# Bound on the floats of one tile of class scores and resized masks.
-TILE_FLOATS: Final = 32 * 2**20
+# Bound on the floats of one tile of class scores and resized masks: what stays in a core's cache,
+# and comes from memory that the process already has. A GPU wants fewer and larger tiles.
+TILE_FLOATS: Final = 2**20
+_TIMES_ON_GPU: Final = 64
 
 
 def query_probs(query_embeds_QD: Tensor, text_KD: Tensor, void_logits_Q: Tensor) -> Tensor:
@@ -94,11 +97,15 @@ class LabelMap:
             scores[tile.rows] = best_TW / tile.evidence_TW.clamp_min(1e-12)
         return cls(classes, scores)
 
+    def cpu(self) -> "LabelMap":
+        """Return the same map in the memory of the host."""
+        return LabelMap(self.classes_HW.cpu(), self.scores_HW.cpu())
 
-def label_map(class_scores_QK: Tensor, mask_probs_QHW: Tensor, size: Size) -> LabelMap:
+
+def label_map(class_scores_QK: Tensor, masks: Tensor | SoftMasks, size: Size) -> LabelMap:
     """Return the label of every pixel of the original image of `size` (spec 2.7)."""
-    tiles = score_tiles(class_scores_QK, mask_probs_QHW, size)
-    return LabelMap.of(tiles, size, mask_probs_QHW.device)
+    tiles = score_tiles(class_scores_QK, masks, size)
+    return LabelMap.of(tiles, size, class_scores_QK.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,41 +117,35 @@ class ScoreTile:
     evidence_TW: Tensor
 
 
-def score_tiles(class_scores_QK: Tensor, mask_probs_QHW: Tensor, size: Size) -> Iterator[ScoreTile]:
+def score_tiles(
+    class_scores_QK: Tensor, masks: Tensor | SoftMasks, size: Size
+) -> Iterator[ScoreTile]:
     """Yield the score map S of the original image of `size`, from top to bottom.
 
     S = sum over q of F*M at the mask size, resized bilinearly. Resizing and mixing are both linear,
-    so masks are resized and mixed in tiles of rows: S is never whole in memory. Without proposals
-    it is 0.
+    so masks, either (Q, H, W) or still to be made, are resized and mixed in tiles of rows: neither
+    S nor masks that are still to be made are ever whole in memory. Without proposals S is 0.
     """
     height, width = size
-    num_floats = width * sum(class_scores_QK.shape)
-    rows_per_tile = max(1, TILE_FLOATS // num_floats)
-    taps = bilinear_taps(mask_probs_QHW.shape[1], height, mask_probs_QHW.device)
-    for top in range(0, height, rows_per_tile):
-        rows = slice(top, min(top + rows_per_tile, height))
-        masks_QTW = resize_rows(mask_probs_QHW, [tap[rows] for tap in taps], width)
-        summed_KTW = torch.einsum("qk,qtw->ktw", class_scores_QK, masks_QTW)
-        yield ScoreTile(rows, summed_KTW, masks_QTW.sum(dim=0))
+    device = class_scores_QK.device
+    source = masks.size[0] if isinstance(masks, SoftMasks) else masks.shape[1]
+    count = rows_per_tile(width * sum(class_scores_QK.shape), device)
+    lower, upper, down = bilinear_taps(source, height, torch.device("cpu"))
+    for top in range(0, height, count):
+        rows = slice(top, min(top + count, height))
+        first, last = int(lower[rows.start]), int(upper[rows.stop - 1])
+        if isinstance(masks, SoftMasks):
+            masks_QMW = masks.rows(torch.arange(first, last + 1, device=device))
+        else:
+            masks_QMW = masks[:, first : last + 1]
+        taps = [lower[rows] - first, upper[rows] - first, down[rows]]
+        masks_QTW = resize_rows(masks_QMW, [tap.to(device) for tap in taps], width)
+        scores_PK = masks_QTW.flatten(1).T @ class_scores_QK
+        scores_KTW = scores_PK.T.view(-1, *masks_QTW.shape[1:])
+        yield ScoreTile(rows, scores_KTW, masks_QTW.sum(dim=0))
 
 
-def bilinear_taps(source: int, target: int, device: torch.device) -> list[Tensor]:
-    """Return lower index, upper index and upper weight per target position (half-pixel centres)."""
-    scale = source / target
-    centre = (torch.arange(target, device=device, dtype=torch.float32) + 0.5) * scale - 0.5
-    centre = centre.clamp_min(0.0)
-    lower = centre.floor().long().clamp_max(source - 1)
-    upper = (lower + 1).clamp_max(source - 1)
-    return [lower, upper, centre - lower]
-
-
-def resize_rows(values_QHW: Tensor, rows: list[Tensor], width: int) -> Tensor:
-    """Return some rows of the bilinearly resized maps, at the full target width."""
-    top, bottom, down = rows
-    if not len(values_QHW):  # interpolate refuses an empty batch
-        return values_QHW.new_zeros((0, len(top), width))
-    strip_QTW = torch.lerp(values_QHW[:, top], values_QHW[:, bottom], down[None, :, None])
-    # The height stays, so this resizes along the width alone.
-    return interpolate(
-        strip_QTW[None], size=(len(top), width), mode="bilinear", align_corners=False
-    )[0]
+def rows_per_tile(floats_per_row: int, device: torch.device) -> int:
+    """Return how many rows of the original image a tile holds; at least 1."""
+    budget = TILE_FLOATS * (1 if device.type == "cpu" else _TIMES_ON_GPU)
+    return max(1, budget // floats_per_row)

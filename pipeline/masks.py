@@ -1,8 +1,11 @@
 """Mask logits as they travel between the pools, and the soft masks made from them (spec 2.3).
 
-Dimension key: Q proposals, h w low-resolution grid over the padded image, H W image.
+Dimension key: Q proposals, h w low-resolution grid over the padded image, H W image, T some of its
+rows, R rows of different proposals, N positions along a side.
 """
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, Literal
 
 import torch
@@ -10,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from pipeline.bilinear import bilinear_taps, resize_rows, resize_width
+from pipeline.models.device import send
 from pipeline.resize import Size
 
 Precision = Literal["float32", "float16", "uint8"]
@@ -32,7 +37,7 @@ def pack_logits(mask_logits_Qhw: Tensor, precision: Precision) -> NDArray[Any]:
 
 def unpack_logits(packed_Qhw: NDArray[Any], device: torch.device | str = "cpu") -> Tensor:
     """Return float32 mask logits from what `pack_logits` returned."""
-    packed = torch.from_numpy(packed_Qhw).to(device)
+    packed = send(torch.from_numpy(packed_Qhw), device)
     if packed.dtype == torch.uint8:
         return (packed.float() - _ZERO_CODE) / _STEPS_PER_LOGIT
     return packed.float()
@@ -47,3 +52,77 @@ def mask_probs(mask_logits_Qhw: Tensor, padded: Size, size: Size) -> Tensor:
         mask_logits_Qhw[None], size=padded, mode="bilinear", align_corners=False
     )[0]
     return upsampled[:, :height, :width].sigmoid()
+
+
+@dataclass(frozen=True, eq=False)
+class SoftMasks:
+    """Soft masks (Q, H, W) of which rows are made when they are asked for.
+
+    Whole, they take hundreds of megabytes an image; the logits that they come from a sixteenth.
+    """
+
+    logits_Qhw: Tensor
+    padded: Size
+    size: Size
+
+    def whole(self) -> Tensor:
+        """Return all soft masks (Q, H, W)."""
+        return mask_probs(self.logits_Qhw, self.padded, self.size)
+
+    def rows(self, rows_T: Tensor) -> Tensor:
+        """Return some rows of every mask (Q, T, W)."""
+        taps = [tap[rows_T] for tap in self._down]
+        return resize_rows(self.logits_Qhw, taps, self.padded[1])[..., : self.size[1]].sigmoid()
+
+    def rows_of(self, proposals_R: Tensor, rows_R: Tensor, columns: slice) -> Tensor:
+        """Return some columns of rows (R, W), each row of the proposal beside it."""
+        lower, upper, down = (tap[rows_R] for tap in self._down)
+        height = self.logits_Qhw.shape[1]
+        cells = self.logits_Qhw.flatten(0, 1)
+        above_Rw, below_Rw = (
+            cells.index_select(0, proposals_R * height + row_R) for row_R in (lower, upper)
+        )
+        strip_Rw = torch.lerp(above_Rw, below_Rw, down[:, None])
+        return resize_width(strip_Rw, self.padded[1])[:, columns].sigmoid()
+
+    def outer_boxes(self, min_prob: float) -> Tensor:
+        """Return half-open XYXY boxes (Q, 4) outside of which no probability exceeds `min_prob`.
+
+        They are read off the grid: a pixel between cells lies between their values. Boxes without
+        area: no pixel exceeds it.
+        """
+        if not len(self.logits_Qhw):
+            return self.logits_Qhw.new_zeros((0, 4), dtype=torch.int64)
+        sides = []
+        for axis, (lower, upper, _), length in (
+            (2, self._down, self.size[0]),
+            (1, self._across, self.size[1]),
+        ):
+            above_QN = self.logits_Qhw.amax(dim=axis).sigmoid() > min_prob
+            sides.append(above_QN[:, lower[:length]] | above_QN[:, upper[:length]])
+        return boxes_around(*sides)
+
+    @cached_property
+    def _down(self) -> list[Tensor]:
+        return bilinear_taps(self.logits_Qhw.shape[1], self.padded[0], self.logits_Qhw.device)
+
+    @cached_property
+    def _across(self) -> list[Tensor]:
+        return bilinear_taps(self.logits_Qhw.shape[2], self.padded[1], self.logits_Qhw.device)
+
+
+def boxes_around(rows_QH: Tensor, columns_QW: Tensor) -> Tensor:
+    """Return half-open XYXY boxes (Q, 4) around the rows and columns that are flagged.
+
+    Where none is, the box is (0, 0, 0, 0).
+    """
+    (x0, x1), (y0, y1) = _span(columns_QW), _span(rows_QH)
+    return torch.stack([x0, y0, x1, y1], dim=1)
+
+
+def _span(flags_QN: Tensor) -> tuple[Tensor, Tensor]:
+    flags = flags_QN.to(torch.uint8)
+    some_Q = flags_QN.any(dim=1)
+    first = flags.argmax(dim=1)
+    last = flags_QN.shape[1] - flags.flip(1).argmax(dim=1)
+    return first * some_Q, last * some_Q

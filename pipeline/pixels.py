@@ -16,15 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pipeline.fusion import (
-    LOGIT_SCALE,
-    TILE_FLOATS,
-    ScoreTile,
-    bilinear_taps,
-    fuse,
-    region_probs,
-    resize_rows,
-)
+from pipeline.bilinear import bilinear_taps, resize_rows
+from pipeline.fusion import LOGIT_SCALE, ScoreTile, fuse, region_probs, rows_per_tile
 from pipeline.masks import Precision, pack_logits
 from pipeline.resize import Size
 
@@ -82,9 +75,9 @@ def pixel_score_tiles(
     enlarging = bilinear_taps(rows, rows * _STRIDE, embeds_Dhw.device)
     taps = bilinear_taps(image_size[0], height, embeds_Dhw.device)
     per_row = 4 * (num_dims + len(scorer.text_KD)) * max(width, columns * _STRIDE)
-    rows_per_tile = max(1, TILE_FLOATS // per_row)
-    for top in range(0, height, rows_per_tile):
-        tile = slice(top, min(top + rows_per_tile, height))
+    count = rows_per_tile(per_row, embeds_Dhw.device)
+    for top in range(0, height, count):
+        tile = slice(top, min(top + count, height))
         lower, upper, down = (tap[tile] for tap in taps)
         needed_M, place = torch.unique(torch.stack([lower, upper]), return_inverse=True)
         embeds_DMW = resize_rows(

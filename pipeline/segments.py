@@ -1,9 +1,11 @@
 """Label maps to segments and back; the segments of an image partition its label map.
 
-Dimension key: H W pixels, N segments.
+Dimension key: H W pixels, N segments, R runs.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -25,29 +27,119 @@ def encode_segments(
 
     Pixels scored below `min_score`, and pixels without any evidence (score 0), belong to no
     segment. A segment's score is the mean over its pixels, its box is half-open XYXY, its counts
-    are COCO's compressed RLE.
+    are COCO's compressed RLE. The map is read once, whatever the number of classes.
     """
-    kept_HW = np.where((scores_HW >= min_score) & (scores_HW > 0), classes_HW, IGNORE)
+    kept_HW = np.where(
+        (scores_HW >= min_score) & (scores_HW > 0), classes_HW.astype(np.int32), IGNORE
+    )
+    totals = np.bincount(kept_HW.ravel() + 1, scores_HW.ravel(), len(names) + 1)[1:]
+    runs = _Runs.of(kept_HW)
     segments: list[dict[str, Any]] = []
-    for class_index in np.unique(kept_HW):
-        if class_index == IGNORE:
-            continue
-        mask_HW = kept_HW == class_index
-        rows, columns = mask_HW.any(axis=1).nonzero()[0], mask_HW.any(axis=0).nonzero()[0]
-        box = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
-        score = float(scores_HW[mask_HW].mean(dtype=np.float64))
+    for class_index, area, box, counts in zip(
+        runs.classes_N.tolist(),
+        runs.areas().tolist(),
+        runs.boxes(kept_HW.shape[0]).tolist(),
+        runs.compressed(kept_HW.size),
+        strict=True,
+    ):
         segments.append(
             {
                 "segment_id": len(segments) + 1,
                 "label": names[class_index],
-                "class_index": int(class_index),
-                "score": min(score, 1.0),
-                "area": int(mask_HW.sum()),
+                "class_index": class_index,
+                "score": min(float(totals[class_index]) / area, 1.0),
+                "area": area,
                 "box": box,
-                "counts": encode_mask(mask_HW),
+                "counts": counts,
             }
         )
     return segments
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """The runs of every class down the columns of a map, which go on in the next column (COCO).
+
+    Classes ascend; the runs of class n are those from `first_N[n]` on, from top left to bottom
+    right. Runs are half-open.
+    """
+
+    starts_R: NDArray[np.int64]
+    stops_R: NDArray[np.int64]
+    classes_N: NDArray[np.int32]
+    first_N: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, kept_HW: NDArray[np.int32]) -> "_Runs":
+        """Return the runs of all classes but IGNORE."""
+        kept = kept_HW.ravel(order="F")
+        edges = np.flatnonzero(kept[1:] != kept[:-1]) + 1
+        starts_R, stops_R = np.append(0, edges), np.append(edges, kept.size)
+        order_R = np.argsort(kept[starts_R], kind="stable")
+        order_R = order_R[kept[starts_R[order_R]] != IGNORE]
+        starts_R, stops_R = starts_R[order_R], stops_R[order_R]
+        return cls(starts_R, stops_R, *np.unique(kept[starts_R], return_index=True))
+
+    def areas(self) -> NDArray[np.int64]:
+        """Return the pixels (N,) of every class."""
+        return self._per_class(np.add, self.stops_R - self.starts_R)
+
+    def boxes(self, height: int) -> NDArray[np.int64]:
+        """Return the half-open XYXY box (N, 4) of every class."""
+        last_R = self.stops_R - 1
+        (x0_R, y0_R), (x1_R, y1_R) = np.divmod(self.starts_R, height), np.divmod(last_R, height)
+        turns_R = x0_R < x1_R  # a run that goes on in the next column touches bottom and top
+        y0_R, y1_R = np.where(turns_R, 0, y0_R), np.where(turns_R, height - 1, y1_R)
+        low = [self._per_class(np.minimum, values) for values in (x0_R, y0_R)]
+        high = [self._per_class(np.maximum, values) + 1 for values in (x1_R, y1_R)]
+        return np.stack([*low, *high], axis=1)
+
+    def compressed(self, num_pixels: int) -> list[bytes]:
+        """Return COCO's compressed RLE of every class.
+
+        Counts alternate between outside and inside; the last one, outside, is absent where it is 0.
+        From the fourth on each is written as its difference to the last but one.
+        """
+        if not len(self.classes_N):
+            return []
+        before_R = np.roll(self.stops_R, 1)
+        before_R[self.first_N] = 0
+        counts = np.stack([self.starts_R - before_R, self.stops_R - self.starts_R], axis=1).ravel()
+        ends_N = np.append(self.first_N[1:], len(self.starts_R))
+        tails_N = num_pixels - self.stops_R[ends_N - 1]
+        has_tail_N = tails_N > 0
+        counts = np.insert(counts, 2 * ends_N[has_tail_N], tails_N[has_tail_N])
+        length_N = 2 * (ends_N - self.first_N) + has_tail_N
+        start_N = length_N.cumsum() - length_N
+        position = np.arange(len(counts)) - np.repeat(start_N, length_N)
+        written = counts - np.where(position > 2, np.roll(counts, 2), 0)
+        text, text_length = _digits(written)
+        cuts = np.append(0, text_length.cumsum())[np.append(start_N, len(counts))].tolist()
+        return [text[start:stop] for start, stop in itertools.pairwise(cuts)]
+
+    def _per_class(self, combine: np.ufunc, values_R: NDArray[np.int64]) -> NDArray[np.int64]:
+        if not len(self.first_N):
+            return values_R[:0]
+        combined: NDArray[np.int64] = combine.reduceat(values_R, self.first_N)
+        return combined
+
+
+def _digits(values: NDArray[np.int64]) -> tuple[bytes, NDArray[np.int64]]:
+    """Return numbers as COCO writes them, and how many characters each takes.
+
+    Numbers of at most 31 bits, five a character, least first, from "0" on; the sixth bit says that
+    more follow, and the fifth of the last is the sign.
+    """
+    largest = int(np.abs(values).max())
+    most = largest.bit_length() // 5 + 1
+    rest = values.astype(np.int32)[:, None] >> np.arange(0, 5 * most, 5, dtype=np.int32)
+    characters = (rest & 31).astype(np.uint8)
+    # Bits that are left say nothing new where they all equal the sign bit of this character.
+    more = (rest >> 4) != (rest >> 31)
+    needed = np.ones_like(more)
+    needed[:, 1:] = more[:, :-1]
+    characters += np.uint8(48) + (more.view(np.uint8) << 5)
+    return characters[needed].tobytes(), needed.sum(axis=1)
 
 
 def encode_mask(mask_HW: NDArray[np.bool_]) -> bytes:

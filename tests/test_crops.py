@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+import pipeline.models.crops
+from pipeline.masks import SoftMasks
 from pipeline.models.crop_classifier import CropClassifier
-from pipeline.models.crops import CropSettings, crop_regions, expand_box, mask_boxes
+from pipeline.models.crops import CropSettings, crop_regions, expand_boxes
 from tests.helpers import draw
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -90,11 +92,8 @@ def test_a_crop_is_resized_with_the_coefficients_of_the_specification():
     ids=["one pixel", "L", "last column", "full", "two corners"],
 )
 def test_boxes_are_tight_and_half_open(rows, box):
-    assert mask_boxes(torch.from_numpy(draw(*rows))[None]).tolist() == [list(box)]
-
-
-def test_no_masks_have_no_boxes():
-    assert mask_boxes(torch.zeros((0, 3, 5), dtype=torch.bool)).shape == (0, 4)
+    image = torch.zeros((3, 3, 5), dtype=torch.uint8)
+    assert cut(image, soft(rows)).boxes_V4.tolist() == [list(box)]
 
 
 @pytest.mark.parametrize("fill", ["mean", "zero"])
@@ -146,6 +145,26 @@ def test_the_threshold_itself_is_outside(photo):
     assert cut(photo, masks_QHW, mask_threshold=0.49).valid_Q.all()
 
 
+@pytest.mark.parametrize("table", [1, 3 * 1500, 10**9], ids=["singly", "a few", "all at once"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"mask_threshold": 0.3, "fill": "zero", "expand_ratio": 1.5}, {"matting": True}],
+    ids=["paper", "grown, black", "matting"],
+)
+def test_masks_still_to_be_made_give_the_crops_of_whole_ones(monkeypatch, settings, table):
+    monkeypatch.setattr(pipeline.models.crops, "_TABLE_FLOATS", table)
+    generator = torch.Generator().manual_seed(4)
+    image = torch.randint(0, 256, (3, 30, 44), generator=generator, dtype=torch.uint8)
+    logits_Qhw = 2 * torch.randn((9, 8, 12), generator=generator) - 3
+    logits_Qhw[4] = -5
+    masks = SoftMasks(logits_Qhw, (32, 48), (30, 44))
+    found, expected = cut(image, masks, **settings), cut(image, masks.whole(), **settings)
+    assert 1 < found.valid_Q.sum() < 9
+    assert torch.equal(found.valid_Q, expected.valid_Q)
+    assert torch.equal(found.boxes_V4, expected.boxes_V4)
+    torch.testing.assert_close(found.crops_V3SS, expected.crops_V3SS, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("count", [0, 2], ids=["no masks", "two empty masks"])
 def test_without_a_valid_mask_there_are_no_crops(photo, count):
     found = cut(photo, soft(EMPTY, EMPTY)[:count])
@@ -178,7 +197,8 @@ def test_without_a_valid_mask_there_are_no_crops(photo, count):
     ],
 )
 def test_boxes_grow_as_in_the_reference(size, box, ratio, expanded):
-    assert expand_box(box, ratio, size) == expanded
+    others = torch.tensor([[0, 0, 1, 1], box, [0, 0, 2, 2]])
+    assert expand_boxes(others, ratio, size)[1].tolist() == list(expanded)
 
 
 class SmallMemory:
@@ -212,5 +232,9 @@ def test_crops_go_in_smaller_batches_where_the_gpu_is_too_small():
     small.batches.clear()
     classifier.embed([(image_3HW, masks_QHW)])
     assert max(small.batches) == 2  # what it learned stays
+    roomy.batches.clear()
+    two = CropClassifier(roomy, CropSettings(), 16).embed([(image_3HW, masks_QHW)] * 2)
+    assert roomy.batches == [16, 6]  # crops of both images share a batch
+    assert all(torch.equal(one.clip_embeds_VD, expected.clip_embeds_VD) for one in two)
     with pytest.raises(torch.OutOfMemoryError):
         CropClassifier(SmallMemory(0), CropSettings(), 4).embed([(image_3HW, masks_QHW)])

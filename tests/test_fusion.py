@@ -1,5 +1,8 @@
 """From query and CLIP scores to a label map, against the worked values of the specification."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn.functional import interpolate
@@ -210,3 +213,27 @@ def test_dropped_invalid_proposals_score_nothing_where_kept_ones_are_boosted():
     dropped = fuse(query_QK, region_VK, valid_Q, seen_K, 0.8, keep_invalid=False)
     torch.testing.assert_close(kept, torch.tensor([[0.344610], [0.381678]]), atol=1e-6, rtol=0)
     torch.testing.assert_close(dropped, torch.tensor([[0.344610], [0.0]]), atol=1e-6, rtol=0)
+
+
+def test_847_classes_at_2048_pixels_need_little_beyond_the_masks():
+    # In a process of its own, whose peak is what is measured; K x H x W would be 14 GB. Tiles are
+    # alike and none outlives the next, so that a part of them tells.
+    script = """
+import resource, torch
+from itertools import islice
+from pipeline.fusion import LabelMap, score_tiles
+from pipeline.masks import SoftMasks
+torch.set_num_threads(1)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+size, cpu = (2048, 2048), torch.device("cpu")
+scores, logits = torch.rand((100, 847)) ** 9, 3 * torch.randn((100, 512, 512))
+with torch.inference_mode():
+    LabelMap.of(score_tiles(scores, SoftMasks(logits, size, size), (2, 2048)), (2, 2048), cpu)
+    before = peak()
+    tiles = islice(score_tiles(scores, SoftMasks(logits, size, size), size), 80)
+    labels = LabelMap.of(tiles, size, cpu)
+assert labels.classes_HW.shape == size and len(labels.classes_HW.unique()) > 50
+print(peak() - before)
+"""
+    run = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True)
+    assert int(run.stdout) < 256 * 1024  # KiB; the map itself takes 48 MiB

@@ -19,7 +19,7 @@ from pipeline.fusion import (
     score_tiles,
 )
 from pipeline.masks import mask_probs
-from pipeline.models.crops import CropSettings, Regions, crop_regions, expand_box
+from pipeline.models.crops import CropSettings, Regions, crop_regions, expand_boxes
 from pipeline.resize import Size, padded_size, resized_size
 from tests.golden import ROOT, Network, cases
 
@@ -43,11 +43,12 @@ def test_golden_sizes() -> None:
 
 def test_golden_boxes() -> None:
     for entry in table("boxes.json"):
-        found = expand_box(entry["box"], entry["ratio"], tuple(entry["image_hw"]))
-        assert [*found] == entry["crop"], entry
+        boxes_14 = torch.tensor([entry["box"]])
+        found_14 = expand_boxes(boxes_14, entry["ratio"], tuple(entry["image_hw"]))
+        assert found_14.tolist() == [entry["crop"]], entry
         # Past every right and bottom edge; on the left and at the top zero always clamps.
-        unbounded = expand_box(entry["box"], entry["ratio"], (10**9, 10**9))
-        assert [*unbounded] == [max(side, 0) for side in entry["unclamped"]], entry
+        unbounded_14 = expand_boxes(boxes_14, entry["ratio"], (10**9, 10**9))
+        assert unbounded_14.tolist() == [[max(side, 0) for side in entry["unclamped"]]], entry
 
 
 class Case:
@@ -129,8 +130,8 @@ def test_regions(case: Case) -> None:
     assert torch.equal(regions.boxes_V4, case.stored("box").long())
     size = case.network.size(case.image, "input_hw")
     ratio = case.settings["mask_expand_ratio"]
-    expanded = [expand_box(box, ratio, size) for box in regions.boxes_V4.tolist()]
-    assert expanded == [tuple(box) for box in case.stored("crop_box").tolist()]
+    expanded_V4 = expand_boxes(regions.boxes_V4, ratio, size)
+    assert torch.equal(expanded_V4, case.stored("crop_box").long())
     area_Q = (case.masks > case.settings["mask_threshold"]).flatten(1).sum(dim=1)
     assert torch.equal(area_Q, case.stored("mask_area").long())
 

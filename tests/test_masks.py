@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from pipeline.masks import mask_probs, pack_logits, unpack_logits
+from pipeline.masks import SoftMasks, boxes_around, mask_probs, pack_logits, unpack_logits
 
 
 @pytest.mark.parametrize(
@@ -77,3 +77,37 @@ def test_a_one_pixel_image_has_one_pixel_masks():
         [[0.5]],
         [[0.5]],
     ]
+
+
+@pytest.fixture(params=[((10, 13), (40, 52)), ((7, 9), (32, 64)), ((40, 60), (20, 30))], ids=str)
+def soft(request) -> SoftMasks:
+    """Noise over grids a quarter of the padded image, of another ratio, and finer than it."""
+    grid, padded = request.param
+    logits_Qhw = 3 * torch.randn((5, *grid), generator=torch.Generator().manual_seed(2)) - 2
+    logits_Qhw[3] = -4  # empty
+    return SoftMasks(logits_Qhw, padded, (padded[0] - 3, padded[1] - 5))
+
+
+def test_rows_made_when_asked_for_are_those_of_the_whole_masks(soft):
+    whole_QHW = soft.whole()
+    rows_T = torch.tensor([4, 0, soft.size[0] - 1])
+    torch.testing.assert_close(soft.rows(rows_T), whole_QHW[:, rows_T])
+    proposals_R = torch.tensor([2, 0, 4])
+    found_RW = soft.rows_of(proposals_R, rows_T, slice(3, 17))
+    torch.testing.assert_close(found_RW, whole_QHW[proposals_R, rows_T, 3:17])
+
+
+@pytest.mark.parametrize("min_prob", [0.5, 0.3, 0.9])
+def test_outer_boxes_hold_every_pixel_above_the_threshold(soft, min_prob):
+    above_QHW = soft.whole() > min_prob
+    outer_Q4 = soft.outer_boxes(min_prob)
+    tight_Q4 = boxes_around(above_QHW.any(2), above_QHW.any(1))
+    some_Q = above_QHW.flatten(1).any(1)
+    assert some_Q.sum() > 1
+    assert (outer_Q4[some_Q, :2] <= tight_Q4[some_Q, :2]).all()
+    assert (outer_Q4[some_Q, 2:] >= tight_Q4[some_Q, 2:]).all()
+    assert outer_Q4[3].tolist() == [0, 0, 0, 0]
+
+
+def test_no_masks_have_no_boxes():
+    assert SoftMasks(torch.zeros((0, 8, 8)), (32, 32), (5, 9)).outer_boxes(0.5).shape == (0, 4)

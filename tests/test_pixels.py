@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate, normalize
 
-import pipeline.pixels
+import pipeline.fusion
 from pipeline.fusion import LabelMap
 from pipeline.masks import unpack_logits
 from pipeline.pixels import PixelScorer, pack_pixels, pixel_score_tiles
@@ -63,7 +63,7 @@ def tiled(embeds_Dhw, image_size, size, clip_1K, seen_K, weight):
 def test_tiles_together_are_the_dense_score_map(
     monkeypatch, grid, image_size, size, tile_floats, clip_1K, seen_K, weight
 ):
-    monkeypatch.setattr(pipeline.pixels, "TILE_FLOATS", tile_floats)
+    monkeypatch.setattr(pipeline.fusion, "TILE_FLOATS", tile_floats)
     arguments = (smooth(grid), image_size, size, clip_1K, seen_K, weight)
     tiles = tiled(*arguments)
     assert len(tiles) == (size[0] if tile_floats == 1 else 1)

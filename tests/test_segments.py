@@ -53,6 +53,24 @@ def test_random_masks_come_back(size):
     np.testing.assert_array_equal(decoded, mask_HW)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 700), (700, 1), (90, 41), (300, 500)], ids=str)
+def test_every_class_is_encoded_as_coco_encodes_its_mask(size):
+    # Few large regions and many small ones: counts of one to four characters, growing and falling.
+    generator = np.random.default_rng(sum(size))
+    classes_HW = generator.integers(0, 2, size) * (generator.random(size) < 0.01)
+    classes_HW[size[0] // 3 :, size[1] // 2 :] = 2
+    segments = encode_segments(classes_HW, scores_like(classes_HW), NAMES, 0.0)
+    assert [segment["class_index"] for segment in segments] == np.unique(classes_HW).tolist()
+    for segment in segments:
+        mask_HW = classes_HW == segment["class_index"]
+        assert segment["counts"] == encode_mask(mask_HW)
+        assert segment["area"] == mask_HW.sum()
+        x0, y0, x1, y1 = segment["box"]
+        inside = mask_HW[y0:y1, x0:x1]
+        assert inside.sum() == mask_HW.sum()
+        assert all(edge.any() for edge in (*inside[[0, -1]], *inside[:, [0, -1]].T))
+
+
 def test_segments_describe_their_class():
     classes_HW = draw_classes("2200", "2201", "0001")
     scores_HW = scores_like(classes_HW)

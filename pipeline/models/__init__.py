@@ -18,6 +18,8 @@ from schemas.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pipeline.masks import SoftMasks
+
 _NAMED: Final = 5  # classes named in one message
 
 
@@ -100,8 +102,11 @@ class RegionEmbeds:
 class RegionEmbedder(Protocol):
     """Images and soft masks in, one CLIP vector per valid proposal out."""
 
-    def embed(self, regions: Iterable[tuple["Tensor", "Tensor"]]) -> list[RegionEmbeds]:
-        """Take (image_3HW uint8, mask_probs_QHW) pairs; hold no pair longer than needed."""
+    def embed(self, regions: "Iterable[tuple[Tensor, Tensor | SoftMasks]]") -> list[RegionEmbeds]:
+        """Take pairs of an image (3, H, W) uint8 and its masks; hold no pair longer than needed.
+
+        Masks are soft, either (Q, H, W) or still to be made.
+        """
 
 
 @dataclass(frozen=True)

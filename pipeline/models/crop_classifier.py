@@ -7,6 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from pipeline.masks import SoftMasks
 from pipeline.models import ClassifierEntry, RegionEmbeds
 from pipeline.models.clip import Clip
 from pipeline.models.crops import CropSettings, crop_regions
@@ -15,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class CropClassifier:
-    """Crops of many images in one CLIP batch; only the crops are held, never the masks."""
+    """Crops of many images in one CLIP batch; no more of them are held than make one."""
 
     def __init__(self, clip: Clip, settings: CropSettings, crop_batch: int) -> None:
         self._clip = clip
@@ -23,24 +24,31 @@ class CropClassifier:
         self._crop_batch = crop_batch
 
     @torch.inference_mode()
-    def embed(self, regions: Iterable[tuple[Tensor, Tensor]]) -> list[RegionEmbeds]:
+    def embed(self, regions: Iterable[tuple[Tensor, Tensor | SoftMasks]]) -> list[RegionEmbeds]:
         """Return the CLIP vectors of every image's valid proposals."""
-        valid, crops = [], []
-        for image_3HW, mask_probs_QHW in regions:
+        valid, counts, waiting, embeds = [], [], [], []
+        for image_3HW, masks in regions:
             cut = crop_regions(
                 image_3HW,
-                mask_probs_QHW,
+                masks,
                 self._settings,
                 side=self._clip.side,
                 mean=self._clip.mean,
                 std=self._clip.std,
             )
             valid.append(cut.valid_Q)
-            crops.append(cut.crops_V3SS)
-        if not crops:
+            counts.append(len(cut.crops_V3SS))
+            waiting.append(cut.crops_V3SS)
+            if sum(map(len, waiting)) >= self._crop_batch:
+                crops_N3SS = torch.cat(waiting)
+                whole = len(crops_N3SS) - len(crops_N3SS) % self._crop_batch
+                embeds.append(self._encode(crops_N3SS[:whole]))
+                waiting = [crops_N3SS[whole:]]
+        if not valid:
             return []
-        embeds_ND = self._encode(torch.cat(crops))
-        parts = torch.split(embeds_ND, [len(part) for part in crops])
+        embeds.append(self._encode(torch.cat(waiting)))
+        embeds_ND = torch.cat([part for part in embeds if len(part)] or embeds)
+        parts = torch.split(embeds_ND, counts)
         return [RegionEmbeds(*pair) for pair in zip(valid, parts, strict=True)]
 
     def _encode(self, crops_N3SS: Tensor) -> Tensor:

@@ -1,15 +1,29 @@
-"""Regions of an image cut out for CLIP (spec 2.4).
+"""Regions of an image cut out for CLIP, many at once (spec 2.4, 8.2).
 
-Dimension key: Q proposals, V valid proposals, H W image, S side of CLIP's square input.
+What lies outside a mask is the fill colour, so that a crop is (image - fill) * mask, resized, plus
+fill. Only rows of the image that a mask can reach are made, all of some regions in one table; the
+bicubic filter is then two weighted gathers from it, four rows and four columns per output pixel.
+
+Dimension key: Q proposals, V regions, H W image, R rows of all regions' boxes one after the other,
+S side of CLIP's square input, N its positions, A the four taps of the filter.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import embedding_bag
 
+from pipeline.masks import SoftMasks, boxes_around
 from pipeline.resize import Size
+
+# Bound on the floats of one table: what stays in a core's cache; a GPU wants fewer and larger ones.
+_TABLE_FLOATS: Final = 2**21
+_TIMES_ON_GPU: Final = 64
+
+_CUBIC: Final = -0.75  # the reference's coefficient of the bicubic filter
 
 
 @dataclass(frozen=True)
@@ -33,7 +47,7 @@ class Regions:
 
 def crop_regions(
     image_3HW: Tensor,
-    mask_probs_QHW: Tensor,
+    masks: Tensor | SoftMasks,
     settings: CropSettings,
     *,
     side: int,
@@ -42,59 +56,173 @@ def crop_regions(
 ) -> Regions:
     """Cut every valid proposal out of a uint8 image and squash it to `side` x `side`.
 
-    Outside the mask is CLIP's mean colour (0 after normalisation) or black. Bicubic with
-    a = -0.75, no antialias, edges clamped, aspect not kept: what the reference does.
+    The masks are soft, either (Q, H, W) or still to be made. Outside the mask is CLIP's mean colour
+    (0 after normalisation) or black. Bicubic with a = -0.75, no antialias, edges clamped, aspect
+    not kept: what the reference does.
     """
-    device = image_3HW.device
-    mean_311 = torch.tensor(mean, device=device)[:, None, None]
-    std_311 = torch.tensor(std, device=device)[:, None, None]
-    binary_QHW = mask_probs_QHW > settings.mask_threshold
-    valid_Q = binary_QHW.flatten(1).any(dim=1)
-    boxes_V4 = mask_boxes(binary_QHW[valid_Q])
-    fill_311 = mean_311 * 255.0 if settings.fill == "mean" else torch.zeros_like(mean_311)
-    pixels_3HW = image_3HW.float()
-    size = (pixels_3HW.shape[1], pixels_3HW.shape[2])
-    crops = []
-    for index, box in zip(valid_Q.nonzero()[:, 0].tolist(), boxes_V4.tolist(), strict=True):
-        x0, y0, x1, y1 = expand_box(box, settings.expand_ratio, size)
-        masks = mask_probs_QHW if settings.matting else binary_QHW
-        mask_HW = masks[index, y0:y1, x0:x1].float()
-        crop_3HW = pixels_3HW[:, y0:y1, x0:x1] * mask_HW + fill_311 * (1.0 - mask_HW)
-        crop_3HW = (crop_3HW - 255.0 * mean_311) / (255.0 * std_311)
-        crops.append(
-            interpolate(crop_3HW[None], size=(side, side), mode="bicubic", align_corners=False)[0]
-        )
-    stacked = torch.stack(crops) if crops else pixels_3HW.new_zeros((0, 3, side, side))
-    return Regions(valid_Q, boxes_V4, stacked)
+    cutter = _Cutter.of(image_3HW, masks, settings, side, mean, std)
+    outer_Q4 = cutter.outer_boxes()
+    found_V = (outer_Q4[:, 2] > outer_Q4[:, 0]).nonzero()[:, 0]
+    crops_V3SS = cutter.image_H3W.new_empty((len(found_V), 3, side, side))
+    valid_Q = torch.zeros(len(outer_Q4), dtype=torch.bool, device=image_3HW.device)
+    boxes, count = [outer_Q4[:0]], 0
+    for group, columns in cutter.groups(outer_Q4[found_V]):
+        proposals_V = found_V[group]
+        queries_V, boxes_V4, part_V3SS = cutter.cut(proposals_V, outer_Q4[proposals_V], columns)
+        valid_Q[queries_V] = True
+        boxes.append(boxes_V4)
+        crops_V3SS[count : count + len(queries_V)] = part_V3SS
+        count += len(queries_V)
+    return Regions(valid_Q, torch.cat(boxes), crops_V3SS[:count])
 
 
-def mask_boxes(masks_VHW: Tensor) -> Tensor:
-    """Return the tight half-open XYXY box (V, 4) of every boolean mask; none may be empty."""
-    columns_VW = masks_VHW.any(dim=1)
-    rows_VH = masks_VHW.any(dim=2)
-    x0, x1 = _extent(columns_VW)
-    y0, y1 = _extent(rows_VH)
-    return torch.stack([x0, y0, x1, y1], dim=1)
+@dataclass(frozen=True, eq=False)
+class _Cutter:
+    """One image and its masks, and how regions are cut from them."""
+
+    image_H3W: Tensor  # normalised, less the fill colour
+    fill_311: Tensor  # normalised
+    masks: Tensor | SoftMasks
+    settings: CropSettings
+    side: int
+
+    @classmethod
+    def of(
+        cls,
+        image_3HW: Tensor,
+        masks: Tensor | SoftMasks,
+        settings: CropSettings,
+        side: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> "_Cutter":
+        mean_311 = 255.0 * torch.tensor(mean, device=image_3HW.device)[:, None, None]
+        std_311 = 255.0 * torch.tensor(std, device=image_3HW.device)[:, None, None]
+        fill_311 = mean_311 if settings.fill == "mean" else torch.zeros_like(mean_311)
+        image_H3W = ((image_3HW.float() - fill_311) / std_311).transpose(0, 1).contiguous()
+        return cls(image_H3W, (fill_311 - mean_311) / std_311, masks, settings, side)
+
+    @property
+    def size(self) -> Size:
+        return self.image_H3W.shape[0], self.image_H3W.shape[2]
+
+    def outer_boxes(self) -> Tensor:
+        """Return boxes (Q, 4) that hold the binary masks; without area where there is none."""
+        threshold = self.settings.mask_threshold
+        if isinstance(self.masks, SoftMasks):
+            return self.masks.outer_boxes(threshold)
+        binary_QHW = self.masks > threshold
+        return boxes_around(binary_QHW.any(dim=2), binary_QHW.any(dim=1))
+
+    def groups(self, boxes_V4: Tensor) -> Iterator[tuple[slice, slice]]:
+        """Yield as many regions in order as one table holds, and the columns that it needs."""
+        grown = expand_boxes(boxes_V4, self.settings.expand_ratio, self.size).tolist()
+        budget = _TABLE_FLOATS // 3 * (1 if boxes_V4.device.type == "cpu" else _TIMES_ON_GPU)
+        start, rows, left, right = 0, 0, self.size[1], 0
+        for index, (x0, y0, x1, y1) in enumerate(grown):
+            # The table, and what remains of it after the first of the two gathers.
+            more, width = y1 - y0 + self.side, max(right, x1) - min(left, x0)
+            if rows and (rows + more) * width > budget:
+                yield slice(start, index), slice(left, right)
+                start, rows, left, right = index, 0, self.size[1], 0
+            rows, left, right = rows + more, min(left, x0), max(right, x1)
+        if rows:
+            yield slice(start, None), slice(left, right)
+
+    def cut(
+        self, proposals_V: Tensor, outer_V4: Tensor, columns: slice
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return which of some proposals are valid, their boxes, and their crops.
+
+        `outer_V4` are boxes that hold their masks, and `columns` holds those, grown.
+        """
+        ratio, size = self.settings.expand_ratio, self.size
+        _, first_V, _, stop_V = expand_boxes(outer_V4, ratio, size).unbind(1)
+        start_V = (stop_V - first_V).cumsum(0) - (stop_V - first_V)  # of a region in the table
+        region_R = torch.repeat_interleave(stop_V - first_V)
+        row_R = torch.arange(len(region_R), device=region_R.device) + (first_V - start_V)[region_R]
+        probs_RW = self._mask_rows(proposals_V[region_R], row_R, columns)
+        inside_RW = (probs_RW > self.settings.mask_threshold).float()
+        boxes_V4 = _tight_boxes(inside_RW, region_R, row_R, (len(proposals_V), size[0]))
+        valid_V = boxes_V4[:, 2] > 0
+        boxes_V4 = (boxes_V4 + boxes_V4.new_tensor([columns.start, 0] * 2))[valid_V]
+
+        blend_RW = probs_RW.float() if self.settings.matting else inside_RW
+        table_R3W = self.image_H3W[..., columns].index_select(0, row_R).mul_(blend_RW[:, None])
+        x0_V, y0_V, x1_V, y1_V = expand_boxes(boxes_V4, ratio, size).unbind(1)
+        down_VNA, weights_VNA = _cubic_taps(y0_V, y1_V, self.side)
+        down_VNA += (start_V - first_V)[valid_V, None, None]
+        rows_VNX = embedding_bag(
+            down_VNA.flatten(0, 1),
+            table_R3W.flatten(1),
+            mode="sum",
+            per_sample_weights=weights_VNA.flatten(0, 1),
+        ).view(len(boxes_V4), 3 * self.side, blend_RW.shape[1])
+        across_VNA, weights_VNA = _cubic_taps(x0_V, x1_V, self.side)
+        crops_VN3S = _gather_columns(rows_VNX, across_VNA - columns.start, weights_VNA)
+        crops_V3SS = crops_VN3S.view(-1, self.side, 3, self.side).transpose(1, 2) + self.fill_311
+        return proposals_V[valid_V], boxes_V4, crops_V3SS
+
+    def _mask_rows(self, proposals_R: Tensor, rows_R: Tensor, columns: slice) -> Tensor:
+        if isinstance(self.masks, SoftMasks):
+            return self.masks.rows_of(proposals_R, rows_R, columns)
+        return self.masks[..., columns][proposals_R, rows_R]
 
 
-def _extent(occupied_VN: Tensor) -> tuple[Tensor, Tensor]:
-    flags = occupied_VN.to(torch.uint8)
-    first = flags.argmax(dim=1)
-    last = occupied_VN.shape[1] - flags.flip(1).argmax(dim=1)
-    return first, last
+def _tight_boxes(
+    inside_RW: Tensor, region_R: Tensor, row_R: Tensor, shape: tuple[int, int]
+) -> Tensor:
+    """Return the boxes (V, 4) of masks given by rows; `shape` is (V, H). (0, 0, 0, 0): no pixel."""
+    rows_VH = torch.zeros(shape, dtype=torch.bool, device=inside_RW.device)
+    rows_VH[region_R, row_R] = inside_RW.amax(dim=1) > 0
+    columns_VW = inside_RW.new_zeros((shape[0], inside_RW.shape[1]))
+    columns_VW.index_add_(0, region_R, inside_RW)
+    return boxes_around(rows_VH, columns_VW > 0)
 
 
-def expand_box(box: list[int], ratio: float, size: Size) -> tuple[int, int, int, int]:
-    """Grow a box about its centre, truncate each coordinate toward zero, clamp it to the image."""
-    if ratio == 1.0:
-        return box[0], box[1], box[2], box[3]
+def _cubic_taps(start_V: Tensor, stop_V: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Return source positions and weights (V, N, A) of a bicubic resize of [start, stop) to `side`.
+
+    Half-pixel centres; positions are clamped to the interval.
+    """
+    scale_V1 = ((stop_V - start_V) / side)[:, None]
+    centre_VN = (torch.arange(side, device=start_V.device) + 0.5) * scale_V1 - 0.5
+    base_VN = centre_VN.floor()
+    t = centre_VN - base_VN
+    weights = [_far(t + 1), _near(t), _near(1 - t), _far(2 - t)]
+    offset_A = torch.arange(-1, 3, device=start_V.device)
+    last_V11 = (stop_V - start_V - 1)[:, None, None]
+    taps_VNA = (base_VN.long()[..., None] + offset_A).clamp_min(0).minimum(last_V11)
+    return taps_VNA + start_V[:, None, None], torch.stack(weights, dim=2)
+
+
+def _near(distance: Tensor) -> Tensor:
+    """Return the filter's weight at a distance up to 1."""
+    return ((_CUBIC + 2) * distance - (_CUBIC + 3)) * distance * distance + 1
+
+
+def _far(distance: Tensor) -> Tensor:
+    """Return the filter's weight at a distance from 1 to 2."""
+    a = _CUBIC
+    return ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+
+
+def _gather_columns(rows_VXW: Tensor, taps_VNA: Tensor, weights_VNA: Tensor) -> Tensor:
+    """Return (V, X, N): four columns of every region's rows, weighted and added."""
+    shape = (-1, rows_VXW.shape[1], -1)
+    total_VXN = torch.zeros(1, device=rows_VXW.device)
+    for tap_V1N, weight_V1N in zip(
+        taps_VNA[:, None].unbind(3), weights_VNA[:, None].unbind(3), strict=True
+    ):
+        total_VXN = total_VXN + rows_VXW.gather(2, tap_V1N.expand(shape)) * weight_V1N
+    return total_VXN
+
+
+def expand_boxes(boxes_V4: Tensor, ratio: float, size: Size) -> Tensor:
+    """Grow boxes about their centres, truncate coordinates toward zero, clamp them to the image."""
     height, width = size
-    x0, y0, x1, y1 = box
-    centre_x, centre_y = (x0 + x1) / 2, (y0 + y1) / 2
-    half_width, half_height = (x1 - x0) * ratio / 2, (y1 - y0) * ratio / 2
-    return (
-        max(int(centre_x - half_width), 0),
-        max(int(centre_y - half_height), 0),
-        min(int(centre_x + half_width), width),
-        min(int(centre_y + half_height), height),
-    )
+    low_V2, high_V2 = boxes_V4[:, :2].double(), boxes_V4[:, 2:].double()
+    centre_V2, half_V2 = (low_V2 + high_V2) / 2, (high_V2 - low_V2) * ratio / 2
+    grown_V4 = torch.cat([centre_V2 - half_V2, centre_V2 + half_V2], dim=1).long()
+    limit_4 = torch.tensor([width, height] * 2, device=boxes_V4.device)
+    return grown_V4.clamp_min(0).minimum(limit_4)

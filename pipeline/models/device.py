@@ -6,3 +6,13 @@ import torch
 def pick_device() -> str:
     """Return "cuda" where this process was given a GPU, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def send(values: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Return a copy of host memory on a device.
+
+    To a GPU from pinned memory, so that it is copied while the GPU does what it was told before.
+    """
+    if torch.device(device).type == "cuda":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.models import Proposals, ProposerCard, ProposerEntry
+from pipeline.models.device import send
 from pipeline.models.embedded import EMBEDDED_PROPOSER
 from pipeline.models.maskformer import MaskFormer, NetworkConfig, load_config
 from pipeline.models.weights import sha256_of
@@ -56,7 +57,7 @@ def network_input(
     std_311 = torch.tensor(config.pixel_std, device=device)[:, None, None]
     batch_B3HW = torch.zeros((len(images), 3, *padded), device=device)
     for row_3HW, image_HW3 in zip(batch_B3HW, images, strict=True):
-        pixels_3HW = torch.from_numpy(image_HW3.copy()).to(device).permute(2, 0, 1)
+        pixels_3HW = send(torch.from_numpy(image_HW3.copy()), device).permute(2, 0, 1)
         _, height, width = pixels_3HW.shape
         row_3HW[:, :height, :width] = (pixels_3HW.float() - mean_311) / std_311
     return batch_B3HW

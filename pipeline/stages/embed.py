@@ -16,9 +16,9 @@ from pipeline.masks import Precision
 from pipeline.models import RegionEmbedder, find_classifier
 from pipeline.models.clip import Clip, ClipSource
 from pipeline.models.crops import CropSettings
-from pipeline.models.device import pick_device
+from pipeline.models.device import pick_device, send
 from pipeline.stages.rows import Row, image_of, isolate_live
-from pipeline.stages.soft_masks import soft_masks
+from pipeline.stages.soft_masks import masks_of
 from schemas.annotation import EMBEDDED, table_from_rows
 
 
@@ -53,10 +53,8 @@ class Embed:
     def _embed(self, rows: Sequence[Row]) -> list[Row]:
         if not self.asks_clip:
             return list(rows)
-        # Masks are made again for the label map: holding those of a whole batch would cost
-        # hundreds of megabytes an image, making them costs one interpolation.
         found = self.embedder.embed(
-            (_pixels(row), soft_masks(row, self.precision, self.divisor)) for row in rows
+            (_pixels(row), masks_of(row, self.precision, self.divisor)) for row in rows
         )
         return [
             {
@@ -69,4 +67,4 @@ class Embed:
 
 
 def _pixels(row: Row) -> Tensor:
-    return torch.from_numpy(image_of(row).copy()).permute(2, 0, 1).to(pick_device())
+    return send(torch.from_numpy(image_of(row).copy()), pick_device()).permute(2, 0, 1)

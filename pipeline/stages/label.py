@@ -4,6 +4,7 @@ Dimension key: K class names, Q proposals, V valid proposals, D embedding, H W i
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -25,7 +26,7 @@ from pipeline.resize import padded_size, resize_nearest
 from pipeline.segments import encode_segments
 from pipeline.stages.compact import is_compact, picture_logits, vectors
 from pipeline.stages.rows import Row, is_quarantined, isolate_live, quarantine
-from pipeline.stages.soft_masks import pixel_embeds, soft_masks
+from pipeline.stages.soft_masks import masks_of, pixel_embeds
 from pipeline.truth import Truths
 from schemas.annotation import ANNOTATED, table_from_rows
 
@@ -71,31 +72,33 @@ class Label:
         return None if self.oracle_truth is None else Truths.find(self.oracle_truth)
 
     def _label_all(self, rows: Sequence[Row]) -> list[Row]:
-        return [self._label(row) for row in rows]
+        # Encoding is numpy's work: a thread does it while the device labels the next image.
+        with ThreadPoolExecutor(1) as encoder:
+            done = [encoder.submit(self._annotated, *self._labelled(row)) for row in rows]
+        return [future.result() for future in done]
 
     @torch.inference_mode()
-    def _label(self, row: Row) -> Row:
+    def _labelled(self, row: Row) -> tuple[Row, LabelMap | None]:
+        """Return the row and its label map, on the CPU; None: it has become quarantined."""
         if row["pixel_embeds"] is not None:
-            return self._annotated(row, self._pixel_labels(row))
+            return row, self._pixel_labels(row).cpu()
         if is_compact(row):
-            return self._annotated(row, self._quick_labels(row))
-        masks_QHW = soft_masks(row, self.precision, self.divisor)
+            return row, self._quick_labels(row).cpu()
+        masks = masks_of(row, self.precision, self.divisor)
         if self.truths is not None:
             try:
-                class_scores_QK = self._oracle_scores(row, masks_QHW, self.truths)
+                class_scores_QK = self._oracle_scores(row, masks.whole(), self.truths)
             except ValueError as error:  # of this image alone, even where all of a batch fail
-                return quarantine(row, self.name, "no_truth", str(error))
+                return quarantine(row, self.name, "no_truth", str(error)), None
         else:
             class_scores_QK = self._class_scores(row)
-        size = (row["height"], row["width"])
-        return self._annotated(row, label_map(class_scores_QK, masks_QHW, size))
+        return row, label_map(class_scores_QK, masks, (row["height"], row["width"])).cpu()
 
-    def _annotated(self, row: Row, labels: LabelMap) -> Row:
+    def _annotated(self, row: Row, labels: LabelMap | None) -> Row:
+        if labels is None:
+            return row
         segments = encode_segments(
-            labels.classes_HW.cpu().numpy(),
-            labels.scores_HW.cpu().numpy(),
-            self.names,
-            self.min_score,
+            labels.classes_HW.numpy(), labels.scores_HW.numpy(), self.names, self.min_score
         )
         area = sum(segment["area"] for segment in segments)
         weighted = sum(segment["score"] * segment["area"] for segment in segments)

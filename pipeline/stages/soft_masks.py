@@ -1,25 +1,35 @@
 """What travels on the stride-4 grid, unpacked from a row; apart from rows.py, which is light."""
 
+from typing import Final
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.masks import Precision, mask_probs, unpack_logits
+from pipeline.masks import Precision, SoftMasks, unpack_logits
 from pipeline.models.device import pick_device
 from pipeline.resize import padded_size
 from pipeline.stages.rows import Row
 
+_CERTAIN: Final = 100.0  # a logit whose sigmoid is 1 in float32
+
 
 def soft_masks(row: Row, precision: Precision, divisor: int) -> Tensor:
-    """Return the soft masks (Q, H, W) of a row over its resized image, on the worker's device.
+    """Return the soft masks (Q, H, W) of a row over its resized image, on the worker's device."""
+    return masks_of(row, precision, divisor).whole()
+
+
+def masks_of(row: Row, precision: Precision, divisor: int) -> SoftMasks:
+    """Return the soft masks of a row, still to be made, on the worker's device.
 
     Without proposals, since its network compares pixels, the image as a whole is the one region.
     """
     size = (row["image_height"], row["image_width"])
     if row["pixel_embeds"] is not None:
-        return torch.ones((1, *size), device=pick_device())
+        everywhere_111 = torch.full((1, 1, 1), _CERTAIN, device=pick_device())
+        return SoftMasks(everywhere_111, size, size)
     logits_Qhw = _unpack(row, "mask_logits", row["n_proposals"], precision)
-    return mask_probs(logits_Qhw, padded_size(size, divisor), size)
+    return SoftMasks(logits_Qhw, padded_size(size, divisor), size)
 
 
 def pixel_embeds(row: Row, precision: Precision, num_dims: int) -> Tensor:
