@@ -80,6 +80,11 @@ COMMANDS: Final[dict[str, _Command]] = {
         "schemas.training_config:TrainProposalsConfig",
         "jobs.train_proposals:train_proposals", "training:show_train_proposals",
     ),
+    "train prompts": _Command(
+        "learn vectors around class names, from regions of the seen classes",
+        "schemas.prompt_training_config:TrainPromptsConfig",
+        "jobs.train_prompts:train_prompts", "prompts:show_train_prompts",
+    ),
     "models": _Command(
         "list the proposers and classifiers",
         "Config", "jobs.models:models", "models:show_models",
