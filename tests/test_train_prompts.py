@@ -22,6 +22,7 @@ from pipeline.training.checkpoint import steps_saved
 from pipeline.training.prompt_loop import figures_of, held_out_figures, read_figures, train
 from pipeline.training.prompt_text import ClassTexts, Context
 from pipeline.training.prompt_vectors import LEARNED, StoredVectors
+from pipeline.training.region_views import Region, RegionInput
 from pipeline.training.run_log import read_log
 from pipeline.training.schedule import held_cosine
 from schemas.errors import ModelError, SettingsError, TrainingError
@@ -234,6 +235,35 @@ def test_every_turn_has_new_views_unless_they_are_limited(settings):
     assert fresh.num_views == turns >= 3
     assert prepared(settings("two", steps=20, views_per_sample=2)).num_views == 2
     assert prepared(settings("three", steps=20, augment=False)).num_views == 1
+
+
+def test_turns_go_through_the_views_and_begin_again(settings):
+    training = prepared(settings(steps=20, views_per_sample=2))
+    count = len(training.samples)
+    places = np.array([0, count - 1, count, 2 * count - 1, 2 * count])
+    assert training.views(places).tolist() == [0, 0, 1, 1, 0]
+
+
+def test_stored_vectors_are_those_of_the_views(settings, clip):
+    """Of a region, cut by hand: both views differ, and neither is the whole region's."""
+    training = prepared(settings(views_per_sample=2, steps=20, region_shape="square"))
+    train(training, CPU, nothing)
+    whole = prepared(settings("whole", steps=20, region_shape="square", augment=False))
+    train(whole, CPU, nothing)
+    sample = training.samples[40]
+    image, positions_HW = training.data.load(sample.pair)
+    region = Region.of(image, positions_HW == sample.position)
+    pixels, mask = region.view((0, 0, *region.image.size), (48, 48))
+    crops = RegionInput((48, 48), "reference", clip.mean, clip.std)(
+        torch.from_numpy(pixels.copy())[None], torch.from_numpy(mask.copy())[None]
+    )
+    expected = clip.encode_crops(crops, 1)[0].numpy()
+    np.testing.assert_allclose(StoredVectors(whole, LEARNED).all()[40], expected, atol=1e-5)
+    stored = StoredVectors(training, LEARNED)
+    first, second = stored[np.array([40, 40]), np.array([0, 1])]
+    np.testing.assert_array_equal(first, stored.all()[40])
+    cosines = (first @ second, first @ expected, second @ expected)
+    assert max(cosines) < 0.9999 and np.linalg.norm(first) == pytest.approx(1, abs=1e-5)
 
 
 def test_more_seeds_take_the_vectors_that_are_there(settings):

@@ -167,8 +167,8 @@ class _Seed:
         size = self._config.batch_size
         places = np.arange(step * size, (step + 1) * size)
         samples = np.array([self._sampler.index(int(place)) for place in places])
-        views = places // len(self._training.samples) % self._training.num_views
-        return samples, torch.from_numpy(self._vectors[samples, views]).to(self._device)
+        embeds_BD = self._vectors[samples, self._training.views(places)]
+        return samples, torch.from_numpy(embeds_BD).to(self._device)
 
     def _refuse(self, step: int, what: str) -> None:
         raise TrainingError(

@@ -67,11 +67,11 @@ class ClassTexts:
             # What stands behind the end token changes nothing before it: two thirds of the work.
             tokens_NL = tokens_NL[:, : int(tokens_NL.argmax(1).max()) + 1]
         self._tokens_NL = tokens_NL.to(clip.device)
-        # A class with synonyms is the mean of its words, as in annotation.
+        # A class with synonyms has the direction of the sum of its words, as in annotation.
         owners = [index for index, part in enumerate(words) for _ in part]
-        mean_KN = torch.zeros(len(words), len(owners))
-        mean_KN[owners, range(len(owners))] = 1.0
-        self._mean_KN = (mean_KN / mean_KN.sum(1, keepdim=True)).to(clip.device)
+        sum_KN = torch.zeros(len(words), len(owners))
+        sum_KN[owners, range(len(owners))] = 1.0
+        self._sum_KN = sum_KN.to(clip.device)
 
     @property
     def width(self) -> int:
@@ -80,7 +80,7 @@ class ClassTexts:
 
     def vectors(self, words_ND: Tensor) -> Tensor:
         """Return unit vectors of classes (K, D) from those of their words."""
-        return normalize(self._mean_KN @ words_ND, dim=1)
+        return normalize(self._sum_KN @ words_ND, dim=1)
 
     def words(self, context_PW: Tensor, parts: int = 1) -> Tensor:
         """Return unit vectors of all words (N, D), through which a gradient reaches the context."""

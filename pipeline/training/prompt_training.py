@@ -6,6 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.files import list_files
 from pipeline.models.clip import ClipSource
 from pipeline.resize import Size
@@ -57,6 +60,10 @@ class PromptTraining:
             return 1
         turns = math.ceil(config.steps * config.batch_size / len(self.samples))
         return min(turns, config.views_per_sample or turns)
+
+    def views(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return which view of a sample is met at places of the endless order of samples."""
+        return places // len(self.samples) % self.num_views
 
     def input_size(self, side: int) -> Size:
         """Return (height, width) of CLIP's input, of a CLIP whose own is a square of `side`."""
