@@ -103,6 +103,16 @@ COMMANDS: Final[dict[str, _Command]] = {
         "schemas.training_config:TrainProposalsConfig",
         "jobs.train_proposals:train_proposals", "training:show_train_proposals",
     ),
+    "train prompts": _Command(
+        "learn vectors around class names, from regions of the seen classes",
+        "schemas.prompt_training_config:TrainPromptsConfig",
+        "jobs.train_prompts:train_prompts", "prompts:show_train_prompts",
+    ),
+    "presets": _Command(
+        "list the rows of the paper's tables: commands, expected numbers, GPU hours",
+        "schemas.presets_config:PresetsConfig",
+        "jobs.presets:presets", "presets:show_presets", ("name",),
+    ),
     "models": _Command(
         "list the proposers and classifiers",
         "Config", "jobs.models:models", "models:show_models",

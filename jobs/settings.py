@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -21,10 +21,9 @@ from pydantic_settings import (
 )
 
 from jobs.cli import ENV_PREFIX
-from schemas.presets import PRESETS, TRAINING_PRESETS
+from schemas.presets import STEPS, load_preset, parse_preset, preset_names
 
 Model = TypeVar("Model", bound=BaseModel)
-Presets = Mapping[str, dict[str, Any]]
 
 
 class BadSettingsError(Exception):
@@ -36,15 +35,16 @@ def read_settings(
 ) -> Model:
     """Return the validated settings of a command.
 
-    `--config FILE` names a YAML mapping of settings; where the model has the ensemble's settings
-    or those of a training, `--preset NAME` gives the paper's for one data set, below all other
-    sources. Raises BadSettingsError; `--help` prints and raises SystemExit(0).
+    `--config FILE` names a YAML mapping of settings, or a preset's file; where a preset has the
+    command, `--preset NAME` gives the paper's settings for one data set, below all other sources.
+    Raises BadSettingsError; `--help` prints and raises SystemExit(0).
     """
-    presets = _presets(model)
+    command = program.partition(" ")[2]
+    presets = preset_names(command)
     own, rest = _split_own(arguments, bool(presets))
-    from_file = _read_yaml(own.config) if own.config else {}
+    from_file = _read_yaml(own.config, command) if own.config else {}
     if own.preset:
-        from_file = {**_preset(own.preset, presets), **from_file}
+        from_file = {**_preset(own.preset, command, presets), **from_file}
     # What the file or the environment gives must not be demanded of the command line again.
     from_environment = {
         key.removeprefix(ENV_PREFIX).lower() for key in os.environ if key.startswith(ENV_PREFIX)
@@ -94,12 +94,6 @@ class _Parser(argparse.ArgumentParser):
         raise BadSettingsError(f"{message}{hint}")
 
 
-def _presets(model: type[BaseModel]) -> Presets:
-    if "ensemble_weight" in model.model_fields:
-        return PRESETS
-    return TRAINING_PRESETS if "crop_size" in model.model_fields else {}
-
-
 def _split_own(arguments: Sequence[str], has_presets: bool) -> tuple[argparse.Namespace, list[str]]:
     """Take out the flags that name other sources of settings."""
     parser = _Parser(add_help=False)
@@ -110,13 +104,13 @@ def _split_own(arguments: Sequence[str], has_presets: bool) -> tuple[argparse.Na
     return parser.parse_known_args(list(arguments))
 
 
-def _preset(name: str, presets: Presets) -> dict[str, Any]:
+def _preset(name: str, command: str, presets: Sequence[str]) -> dict[str, Any]:
     if name not in presets:
         raise BadSettingsError(f"there is no preset {name!r}; there are {', '.join(presets)}")
-    return presets[name]
+    return load_preset(name).steps[command].settings
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path, command: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -126,7 +120,24 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise BadSettingsError(f"--config {path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise BadSettingsError(f"--config {path} must hold a mapping of settings to values")
+    if STEPS in content and isinstance(content[STEPS], dict):
+        return _of_preset(path, content, command)
     return {str(key).replace("-", "_"): value for key, value in content.items()}
+
+
+def _of_preset(path: Path, content: dict[str, Any], command: str) -> dict[str, Any]:
+    """Return what a file laid out as a preset says of one command."""
+    try:
+        steps = parse_preset(content).steps
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise BadSettingsError(f"--config {path} is no preset: {place}: {first['msg']}") from None
+    if command not in steps:
+        raise BadSettingsError(
+            f"--config {path} has no settings of `{command}`; it has {', '.join(steps)}"
+        )
+    return steps[command].settings
 
 
 def _settings_class(

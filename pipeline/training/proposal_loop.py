@@ -184,7 +184,7 @@ class _Worker:
     def _log(self, log: RunLog, done: int, losses_L3: Tensor, *, norm: float, masks: int) -> None:
         before, then = self._logged
         self._logged = (done, time.monotonic())
-        images = (done - before) * self._config.batch_size
+        seconds_per_step = (self._logged[1] - then) / (done - before)
         named = named_losses(losses_L3)
         log.write(
             done,
@@ -194,7 +194,8 @@ class _Worker:
                 "gradient_norm": norm,
                 "learning_rate": self._optimizer.param_groups[-1]["lr"],
                 "masks": masks,
-                "images_per_s": images / (self._logged[1] - then),
+                "images_per_s": self._config.batch_size / seconds_per_step,
+                "seconds_per_step": seconds_per_step,
             },
         )
 
