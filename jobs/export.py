@@ -18,11 +18,8 @@ from pipeline.exports.output import INDEX, LEFT_OUT, SHARDS, WORK, Export
 from pipeline.exports.pictures import Pictures
 from pipeline.exports.selection import Selection
 from pipeline.exports.shards import ShardSpec, ShardWriter, plan_shards
-from pipeline.fetching import FetchSettings
 from pipeline.files import delete_files, in_parallel, list_files, read_bytes
 from pipeline.storage import full_uri, hide_secrets, open_store
-from pipeline.web import WebAccess
-from schemas.config import SourceSettings
 from schemas.errors import OutputError, SettingsError, SourceError
 from schemas.export_config import ExportConfig
 from schemas.export_manifest import EXPORT_LAYOUT, ExportCounts, ExportManifest
@@ -158,25 +155,13 @@ def _refuse_another(
 def _writer(
     config: ExportConfig, manifest: Manifest, selection: Selection, place: Export
 ) -> ShardWriter:
-    recorded = manifest.config.keys() & {"max_image_bytes", "max_image_pixels", "max_image_frames"}
-    # The limits under which the run accepted its images, but where they may be is decided here.
-    limits = SourceSettings(**{name: manifest.config[name] for name in recorded})
-    web = WebAccess(config.allow_private_addresses, config.web_timeout_seconds)
-    fetching = FetchSettings(limits.max_image_bytes, config.fetch_attempts, web)
-    pictures = Pictures(
-        dataset=config.dataset,
-        trusted=config.trust_dataset,
-        fetching=fetching,
-        max_pixels=limits.max_image_pixels,
-        max_frames=limits.max_image_frames,
-    )
     return ShardWriter(
         dataset=config.dataset,
         source=_source(manifest.source),
         format=config.format,
         export=place,
         selection=selection,
-        pictures=pictures if config.images != "none" else None,
+        pictures=Pictures.of(config, manifest) if config.images != "none" else None,
         link=config.images == "link",
         val_fraction=config.val_fraction,
         split_seed=config.split_seed,

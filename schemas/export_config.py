@@ -27,32 +27,15 @@ class SelectionSettings(Config):
     )
 
 
-class ExportConfig(SelectionSettings):
-    """Write a version of DATASET in the format that a trainer or a labelling tool reads."""
+class VersionSettings(SelectionSettings):
+    """Which images of a dataset, and from where they may be fetched."""
 
     dataset: str = Field(description="dataset directory or URL")
-    format: str = Field(
-        description="coco-instances (RLE), coco-polygons, coco-panoptic, semantic-png (VOC "
-        "palette), detectron2-sem-seg, yolo-seg, hugging-face, webdataset, label-studio, cvat or "
-        "fiftyone"
-    )
-    output: str = Field(description="directory or URL to write; an interrupted export goes on")
     version: int | None = Field(None, ge=1, description="dataset version; the newest if absent")
-    images: Literal["copy", "link", "none"] = Field(
-        "copy",
-        description="copies of the images, hard links where the disk allows, or none: their "
-        "places alone",
-    )
     val_fraction: float = Field(
         0.0, ge=0, lt=1, description="share of the images that are `val`, chosen by their ids"
     )
     split_seed: int = Field(0, ge=0, description="which images these are")
-    images_per_shard: int = Field(
-        1000, ge=1, description="rows done at a time, and kept when the export is cut short"
-    )
-    workers: int | None = Field(
-        None, ge=1, description="processes; if absent one per core where there are many shards"
-    )
     fetch_attempts: int = Field(
         4, ge=1, description="times that an image is asked for before it is left out"
     )
@@ -65,6 +48,34 @@ class ExportConfig(SelectionSettings):
     )
     trust_dataset: bool = Field(
         False, description="let a dataset in a store name images that are local files"
+    )
+
+
+class TrainingDataConfig(VersionSettings):
+    """Images and label maps of a version, read for a training without being exported."""
+
+    split: Literal["train", "val"] | None = Field(None, description="all images if absent")
+
+
+class ExportConfig(VersionSettings):
+    """Write a version of DATASET in the format that a trainer or a labelling tool reads."""
+
+    format: str = Field(
+        description="coco-instances (RLE), coco-polygons, coco-panoptic, semantic-png (VOC "
+        "palette), detectron2-sem-seg, yolo-seg, hugging-face, webdataset, label-studio, cvat or "
+        "fiftyone"
+    )
+    output: str = Field(description="directory or URL to write; an interrupted export goes on")
+    images: Literal["copy", "link", "none"] = Field(
+        "copy",
+        description="copies of the images, hard links where the disk allows, or none: their "
+        "places alone",
+    )
+    images_per_shard: int = Field(
+        1000, ge=1, description="rows done at a time, and kept when the export is cut short"
+    )
+    workers: int | None = Field(
+        None, ge=1, description="processes; if absent one per core where there are many shards"
     )
     max_bad_fraction: float = Field(
         0.05, ge=0, le=1, description="exit with 1 when more of the images had to be left out"

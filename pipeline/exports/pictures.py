@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from fsspec.implementations.local import LocalFileSystem
+from PIL import Image
 
 from pipeline.decode import BadImage, decode_image
 from pipeline.exports.output import Export
@@ -18,9 +19,11 @@ from pipeline.exports.records import ExportImage, Picture
 from pipeline.fetching import FetchSettings, Request, fetch, in_groups, is_transient
 from pipeline.files import DRAFT_SUFFIX
 from pipeline.storage import describe, hide_secrets, open_store, trust
-from pipeline.web import WEB_SCHEMES
-from schemas.config import IMAGE_EXTENSIONS
+from pipeline.web import WEB_SCHEMES, WebAccess
+from schemas.config import IMAGE_EXTENSIONS, SourceSettings
 from schemas.errors import OutputError, SegmillError, SourceError, StoreUnavailableError
+from schemas.export_config import VersionSettings
+from schemas.manifest import Manifest
 
 # What a file begins with -> its suffix; readers choose their decoder by it.
 _MAGIC: Final = {
@@ -33,12 +36,12 @@ _MAGIC: Final = {
 }
 
 
-class LeftOut(Exception):  # a verdict on an image, caught at the per-image boundary
+@dataclass(frozen=True)
+class LeftOut:
     """An image cannot be had as it was labelled: `code` is a word to group by."""
 
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+    code: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -51,25 +54,57 @@ class Pictures:
     max_pixels: int
     max_frames: int
 
-    def fetch(self, rows: Sequence[Mapping[str, Any]]) -> list[Picture | LeftOut]:
-        """Return the pictures of dataset rows, or in their place why there are none.
+    @classmethod
+    def of(cls, config: VersionSettings, manifest: Manifest) -> "Pictures":
+        """Take the limits under which the run accepted its images; where they may be is ours."""
+        names = {"max_image_bytes", "max_image_pixels", "max_image_frames"}
+        recorded = manifest.config.keys() & names
+        limits = SourceSettings(**{name: manifest.config[name] for name in recorded})
+        web = WebAccess(config.allow_private_addresses, config.web_timeout_seconds)
+        return cls(
+            dataset=config.dataset,
+            trusted=config.trust_dataset,
+            fetching=FetchSettings(limits.max_image_bytes, config.fetch_attempts, web),
+            max_pixels=limits.max_image_pixels,
+            max_frames=limits.max_image_frames,
+        )
+
+    def fetch(self, rows: Sequence[Mapping[str, Any]]) -> list[bytes | LeftOut]:
+        """Return the files of dataset rows as they were labelled, or why one cannot be had.
 
         Raises StoreUnavailableError where a store gives none of several images.
         """
-        found: list[Picture | LeftOut] = []
         allowed = [self._is_allowed(row["uri"]) for row in rows]
         requests = [Request(row["uri"]) for row, yes in zip(rows, allowed, strict=True) if yes]
         results = [data for group in in_groups(requests) for data in fetch(group, self.fetching)]
         _check_available(requests, results)
         fetched = iter(results)
-        for row, yes in zip(rows, allowed, strict=True):
-            try:
-                if not yes:
-                    raise LeftOut("refused", "a dataset there may not name it (trust_dataset)")
-                found.append(self._picture(row, next(fetched)))
-            except LeftOut as verdict:
-                found.append(verdict)
-        return found
+        return [
+            _checked(row, next(fetched))
+            if yes
+            else LeftOut("refused", "a dataset there may not name it (trust_dataset)")
+            for row, yes in zip(rows, allowed, strict=True)
+        ]
+
+    def picture(self, row: Mapping[str, Any], data: bytes) -> Picture | LeftOut:
+        """Return the file to write: the same, or an upright PNG of one that is stored turned."""
+        if row["exif_orientation"] in (None, 1):
+            return Picture(data, _suffix(row["uri"], data))
+        # Most trainers do not turn images, and labels are those of the upright one.
+        image = self.decode(data)
+        if isinstance(image, LeftOut):
+            return image
+        file = BytesIO()
+        image.save(file, "PNG", compress_level=1)
+        return Picture(file.getvalue(), ".png")
+
+    def decode(self, data: bytes) -> Image.Image | LeftOut:
+        """Return the upright RGB image of a file that `fetch` returned."""
+        try:
+            # In this process: the run decoded the very same bytes without harm.
+            return decode_image(data, self.max_pixels, self.max_frames).image
+        except BadImage as error:
+            return LeftOut(error.code, str(error))
 
     def _is_allowed(self, uri: str) -> bool:
         try:
@@ -79,23 +114,14 @@ class Pictures:
             return True  # fetching it says why it cannot be
         return self.trusted or trust(place) <= trust(home)
 
-    def _picture(self, row: Mapping[str, Any], data: bytes | Exception) -> Picture:
-        if isinstance(data, Exception):
-            raise LeftOut("unreadable", describe(data))
-        sha256 = row["bytes_sha256"]
-        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-            raise LeftOut("changed", "the file changed since it was labelled")
-        if row["exif_orientation"] in (None, 1):
-            return Picture(data, _suffix(row["uri"], data))
-        # Most trainers do not turn images, and labels are those of the upright one.
-        try:
-            # In this process: the run decoded the very same bytes without harm.
-            image = decode_image(data, self.max_pixels, self.max_frames).image
-        except BadImage as error:
-            raise LeftOut(error.code, str(error)) from None
-        file = BytesIO()
-        image.save(file, "PNG", compress_level=1)
-        return Picture(file.getvalue(), ".png")
+
+def _checked(row: Mapping[str, Any], data: bytes | Exception) -> bytes | LeftOut:
+    if isinstance(data, Exception):
+        return LeftOut("unreadable", describe(data))
+    sha256 = row["bytes_sha256"]
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        return LeftOut("changed", "the file changed since it was labelled")
+    return data
 
 
 def _check_available(requests: Sequence[Request], results: Sequence[bytes | Exception]) -> None:

@@ -5,7 +5,7 @@ Dimension key: H W pixels, K classes of the export.
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
@@ -67,13 +67,18 @@ class ExportImage:
 
     def label_map(self, ignore: int) -> NDArray[np.int32]:
         """Return class indices (H, W), `ignore` where there is no label."""
-        segments = [
-            {"segment_id": one.class_index, "class_index": one.class_index, "counts": one.counts}
-            for one in self.segments
-        ]
-        labels_HW = decode_label_map(segments, self.size)
-        labels_HW[labels_HW == IGNORE] = ignore
-        return labels_HW
+        return label_map_of(self.segments, self.size, ignore)
+
+
+def label_map_of(segments: Iterable[ExportSegment], size: Size, ignore: int) -> NDArray[np.int32]:
+    """Return class indices (H, W) of segments, `ignore` where there is none."""
+    rows = (
+        {"segment_id": one.class_index, "class_index": one.class_index, "counts": one.counts}
+        for one in segments
+    )
+    labels_HW = decode_label_map(rows, size)
+    labels_HW[labels_HW == IGNORE] = ignore
+    return labels_HW
 
 
 def file_stem(image_id: str, uri: str) -> str:

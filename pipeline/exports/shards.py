@@ -102,7 +102,9 @@ class ShardWriter:
                 if isinstance(picture, LeftOut):
                     tally.left_out[picture.code] += 1
                     uri = hide_secrets(row["uri"])
-                    shard.add(LEFT_OUT, {"uri": uri, "code": picture.code, "message": str(picture)})
+                    shard.add(
+                        LEFT_OUT, {"uri": uri, "code": picture.code, "message": picture.message}
+                    )
                     continue
                 image = self._image(number, row, picture, tally)
                 if picture is not None and not holds_images:
@@ -123,11 +125,15 @@ class ShardWriter:
                 if row["status"] == LABELLED
             ]
             tally.quarantined += len(table) - len(numbered)
-            pictures: Sequence[Picture | LeftOut | None] = [None] * len(numbered)
-            if self.pictures is not None:
-                pictures = self.pictures.fetch([row for _, row in numbered])
-            for (number, row), picture in zip(numbered, pictures, strict=True):
-                yield number, row, picture
+            if self.pictures is None:
+                yield from ((number, row, None) for number, row in numbered)
+                continue
+            files = self.pictures.fetch([row for _, row in numbered])
+            for (number, row), data in zip(numbered, files, strict=True):
+                if isinstance(data, LeftOut):
+                    yield number, row, data
+                else:
+                    yield number, row, self.pictures.picture(row, data)
 
     def _image(
         self, number: int, row: dict[str, Any], picture: Picture | None, tally: "_Tally"
