@@ -18,7 +18,7 @@ from pipeline.exports.output import INDEX, LEFT_OUT, SHARDS, WORK, Export
 from pipeline.exports.pictures import Pictures
 from pipeline.exports.selection import Selection
 from pipeline.exports.shards import ShardSpec, ShardWriter, plan_shards
-from pipeline.files import delete_files, in_parallel, list_files, read_bytes
+from pipeline.files import DRAFT_SUFFIX, delete_files, in_parallel, list_files, read_bytes
 from pipeline.storage import full_uri, hide_secrets, open_store
 from schemas.errors import OutputError, SettingsError, SourceError
 from schemas.export_config import ExportConfig
@@ -78,9 +78,10 @@ def export(config: ExportConfig, progress: Progress | None = None) -> ExportResu
         num_shards=len(shards),
         has_images=config.images != "none",
     )
-    finished = _claim(place, decided)
+    finished = _finished(place, decided)
     if finished is not None:
         return _result(config, finished, len(shards), len(shards), started)
+    goes_on = _claim(place, decided)
     writer = _writer(config, manifest, selection, place)
     with progress or Silent() as shown:
         counts, kept = _write_shards(writer, shards, config.workers, shown)
@@ -88,6 +89,9 @@ def export(config: ExportConfig, progress: Progress | None = None) -> ExportResu
         entry.finish(place, counts)
     place.write_lines(INDEX, INDEX)
     place.write_lines(LEFT_OUT, LEFT_OUT)
+    if goes_on:  # what was being written when an earlier call was killed
+        names = list_files(config.output, "")
+        delete_files(config.output, [name for name in names if name.endswith(DRAFT_SUFFIX)])
     finished = _manifest(config, manifest, place, decided, counts)
     place.write(MANIFEST, finished.model_dump_json(indent=1).encode() + b"\n")
     delete_files(config.output, list_files(config.output, WORK))
@@ -110,22 +114,25 @@ def _decided(config: ExportConfig, manifest: Manifest, selection: Selection) -> 
     }
 
 
-def _claim(place: Export, decided: dict[str, Any]) -> ExportManifest | None:
-    """Make the output this export's; return its manifest where it is finished.
+def _finished(place: Export, decided: dict[str, Any]) -> ExportManifest | None:
+    """Return the manifest where this export is whole; raises OutputError where another one is."""
+    shown = hide_secrets(place.url)
+    try:
+        manifest = ExportManifest.model_validate_json(read_bytes(place.url, MANIFEST))
+    except FileNotFoundError:
+        return None
+    except ValidationError:
+        raise OutputError(f"{MANIFEST} of {shown} is of another layout") from None
+    _refuse_another(shown, manifest.fingerprint, place, manifest.settings, decided)
+    return manifest
+
+
+def _claim(place: Export, decided: dict[str, Any]) -> bool:
+    """Make the output this export's; say whether it was already, from an earlier call.
 
     Raises OutputError where the output holds another export, or anything else.
     """
     shown = hide_secrets(place.url)
-    plan = {"fingerprint": place.fingerprint, "decided": decided}
-    try:
-        finished = ExportManifest.model_validate_json(read_bytes(place.url, MANIFEST))
-    except FileNotFoundError:
-        pass
-    except ValidationError:
-        raise OutputError(f"{MANIFEST} of {shown} is of another layout") from None
-    else:
-        _refuse_another(shown, finished.fingerprint, place, finished.settings, decided)
-        return finished
     try:
         begun = json.loads(read_bytes(place.url, _PLAN))
     except FileNotFoundError:
@@ -133,10 +140,10 @@ def _claim(place: Export, decided: dict[str, Any]) -> ExportManifest | None:
             raise OutputError(
                 f"{shown} is not empty and holds no export; name another directory"
             ) from None
-        place.write_json(_PLAN, plan)
-    else:
-        _refuse_another(shown, begun["fingerprint"], place, begun["decided"], decided)
-    return None
+        place.write_json(_PLAN, {"fingerprint": place.fingerprint, "decided": decided})
+        return False
+    _refuse_another(shown, begun["fingerprint"], place, begun["decided"], decided)
+    return True
 
 
 def _refuse_another(

@@ -1,5 +1,6 @@
 """A small published dataset to export: awkward names, a turned photo, holes, ragged borders."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,14 @@ def publish_ground(folder: Path, files: tuple[str, ...] = FILES, dataset: str = 
     return publish_rows(folder, rows, dataset or str(folder / "labels"))
 
 
-def publish_rows(folder: Path, rows: list[dict[str, Any]], dataset: str) -> str:
+def publish_rows(
+    folder: Path, rows: list[dict[str, Any]], dataset: str, rows_per_file: int = 2
+) -> str:
     parts = [
-        write_images(dataset, "run-1", pa.Table.from_pylist(rows[start : start + 2], ANNOTATED))
-        for start in range(0, len(rows), 2)
+        write_images(
+            dataset, "run-1", pa.Table.from_pylist(rows[start : start + rows_per_file], ANNOTATED)
+        )
+        for start in range(0, len(rows), rows_per_file)
     ]
     labelled = sum(row["status"] == LABELLED for row in rows)
     counts = {"inventory": len(rows), "labelled": labelled, "quarantined": len(rows) - labelled}
@@ -76,8 +81,6 @@ def truth_of(row: dict[str, Any]) -> NDArray[np.int32]:
 def _row(
     rng: np.random.Generator, path: Path, size: tuple[int, int], is_turned: bool
 ) -> dict[str, Any]:
-    import hashlib
-
     stored = size[::-1] if is_turned else size
     exif = Image.Exif()
     if is_turned:

@@ -23,7 +23,8 @@ from pipeline.segments import encode_segments
 from schemas.errors import OutputError, SettingsError, StoreUnavailableError
 from schemas.export_config import ExportConfig, SelectionSettings
 from schemas.vocabulary import Vocabulary
-from tests.export_ground import FILES, NAMES, publish_ground
+from tests.dataset_checks import rows_of
+from tests.export_ground import FILES, NAMES, publish_ground, publish_rows
 from tests.helpers import draw_classes
 from tests.servers import S3Server
 from tests.test_manifest import MANIFEST
@@ -143,6 +144,7 @@ def test_a_split_is_a_share_of_the_ids_and_only_grows_with_it() -> None:
 def test_names_of_files_are_plain() -> None:
     assert file_stem("0123456789abcdef", "s3://b/x y/é../a.b;c.tar.gz") == "a_b_c_tar-0123456789ab"
     assert file_stem("0123456789abcdef", "s3://b/日本.png") == "image-0123456789ab"
+    assert file_stem("../../../../etc", "s3://b/a.png") == "a-_"
     assert name_below("s3://b/photos/", "s3://b/photos/day/a.png") == "day/a.png"
     assert name_below("s3://b/photos", "s3://b/photos2/a.png") == "s3://b/photos2/a.png"
 
@@ -203,6 +205,7 @@ def test_a_killed_export_goes_on_to_the_same_files(
             run(ground, tmp_path / "cut", format=name, val_fraction=0.4)
     assert not (tmp_path / "cut" / "export.json").exists()
     before = len(started)
+    (tmp_path / "cut" / "half.jpg.0123.draft").write_bytes(b"of a process that was killed")
     with monkeypatch.context() as patch:
         patch.setattr(shards, "_read", lambda *given: started.append(given[1]) or read(*given))
         result = run(ground, tmp_path / "cut", format=name, val_fraction=0.4)
@@ -364,3 +367,13 @@ def test_images_that_are_all_gone_are_all_left_out(tmp_path: Path) -> None:
     result = run(tmp_path, tmp_path / "out")
     assert result.manifest.counts.left_out == {"unreadable": 6}
     assert result.manifest.counts.images == 0
+
+
+def test_a_dataset_with_damaged_labels_is_told_apart(tmp_path: Path) -> None:
+    dataset = publish_ground(tmp_path, ("a.png",))
+    rows = [row for row in rows_of(dataset) if row["status"] == "labelled"]
+    rows[0]["segments"][1]["counts"] = rows[0]["segments"][0]["counts"]
+    publish_rows(tmp_path, rows, str(tmp_path / "damaged"))
+    with pytest.raises(OutputError, match=r"a\.png are damaged: segment 1 overlaps another"):
+        run(tmp_path, tmp_path / "out", dataset=str(tmp_path / "damaged"))
+    assert not (tmp_path / "out" / "export.json").exists()

@@ -84,7 +84,8 @@ def label_map_of(segments: Iterable[ExportSegment], size: Size, ignore: int) -> 
 def file_stem(image_id: str, uri: str) -> str:
     """Return the name of an image's files: what is plain of its own name, and part of its id."""
     stem = _UNSAFE.sub("_", PurePosixPath(uri.rpartition("/")[2]).stem).strip("._")
-    return f"{stem[:_LONGEST_STEM] or 'image'}-{image_id[:_ID_DIGITS]}"
+    digits = _UNSAFE.sub("_", image_id[:_ID_DIGITS])  # nobody vouches for a dataset's ids
+    return f"{stem[:_LONGEST_STEM] or 'image'}-{digits}"
 
 
 def name_below(source: str, uri: str) -> str:

@@ -21,6 +21,7 @@ from schemas.export_manifest import ExportCounts, SplitCounts
 from schemas.manifest import Manifest
 
 _ROWS: Final = 32  # of which images are in memory together
+_BUFFER_BYTES: Final = 2**20
 _COLUMNS: Final = (
     "image_id", "uri", "bytes_sha256", "height", "width", "exif_orientation", "status", "segments",
 )  # fmt: skip
@@ -88,7 +89,12 @@ class ShardWriter:
         entry = find_format(self.format)
         shard = Shard(self.export, spec.number)
         tally = _Tally(len(self.export.classes))
-        entry.write(shard, self._images(spec, shard, tally, entry.holds_images))
+        try:
+            entry.write(shard, self._images(spec, shard, tally, entry.holds_images))
+        except (ValueError, IndexError) as error:
+            raise OutputError(
+                f"labels of {tally.at_work} are damaged: {error}; `segmill verify` tells more"
+            ) from None
         shard.write_pieces()
         counts = tally.counts()
         self.export.write(record_path(spec.number), counts.model_dump_json().encode())
@@ -106,6 +112,7 @@ class ShardWriter:
                         LEFT_OUT, {"uri": uri, "code": picture.code, "message": picture.message}
                     )
                     continue
+                tally.at_work = hide_secrets(row["uri"])
                 image = self._image(number, row, picture, tally)
                 if picture is not None and not holds_images:
                     store_picture(self.export, image, self.link)
@@ -165,7 +172,8 @@ def _read(dataset: str, rows: Rows) -> Iterator[tuple[int, pa.Table]]:
         store_errors(f"read {rows.path} of", dataset, OutputError),
         fs.open(f"{root}/{rows.path}", "rb") as stream,
     ):
-        file = pq.ParquetFile(stream)
+        # Buffered: else whole columns of a row group, thousands of images, would be in memory.
+        file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER_BYTES)
         groups, position = _groups(file, rows.start, end)
         for batch in file.iter_batches(_ROWS, row_groups=groups, columns=list(_COLUMNS)):
             first, last = max(position, rows.start), min(position + len(batch), end)
@@ -198,6 +206,7 @@ class _Tally:
     dropped: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
     quarantined: int = 0
+    at_work: str = ""  # URI of the image that was given out last
 
     def add(self, image: ExportImage) -> None:
         """Count an image of the export."""
