@@ -3,7 +3,7 @@
     python -m tests.bench.export_memory [small] [large] [format]
 
 Memory is the proportional set size (shared pages counted once) of the command and everything it
-started, sampled ten times a second. Images are 240 x 320 JPEG files; labels are ragged, a few
+started, sampled four times a second. Images are 240 x 320 JPEG files; labels are ragged, a few
 hundred pieces an image. The large export is then made again and killed (SIGKILL) when a third of
 its shards are done, and run once more: the files must be equal, and finished shards not done twice.
 """
@@ -31,8 +31,8 @@ from tests.export_ground import NAMES, publish_rows, ragged_map
 from tests.processes import family
 
 DRAWN = 20  # distinct pictures; every file is one of them under its own name
-PER_SHARD = 50
-INTERVAL_S = 0.1
+PER_SHARD = 200
+INTERVAL_S = 0.25
 
 
 def main() -> None:
