@@ -82,6 +82,11 @@ COMMANDS: Final[dict[str, _Command]] = {
         "delete old versions of a dataset, and files that no version names",
         "VacuumConfig", "jobs.vacuum:vacuum", "dataset:show_vacuum", ("dataset",),
     ),
+    "export": _Command(
+        "write a dataset in the format of a trainer or a labelling tool",
+        "schemas.export_config:ExportConfig", "jobs.export:export", "export:show_export",
+        ("dataset",),
+    ),
     "weights convert": _Command(
         "write the models of a checkpoint of the paper's authors in Segmill's layout",
         "WeightsConvertConfig", "jobs.weights:convert", "models:show_convert", ("checkpoint",),

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from tempfile import gettempdir
 from typing import Any, BinaryIO, Final, TypeVar
 
 import fsspec
@@ -62,6 +63,37 @@ def write_bytes(dataset: str, path: str, data: bytes) -> None:
             os.replace(_write_draft(target, data), target)
         else:
             _retried(fs, lambda: fs.pipe_file(target, data))
+
+
+@contextmanager
+def open_whole(dataset: str, path: str) -> Iterator[BinaryIO]:
+    """Open one file to be written bit by bit; it takes its place once the block has ended well.
+
+    An object store gets it from a temporary file of this machine, for what is uploaded in parts
+    could otherwise be completed half-written.
+    """
+    fs, root = open_store(dataset, OutputError)
+    target = f"{root}/{path}"
+    is_local = isinstance(fs, LocalFileSystem)
+    place = target if is_local else os.path.join(gettempdir(), os.path.basename(path))
+    draft = f"{place}.{uuid.uuid4().hex}{DRAFT_SUFFIX}"
+    with _errors("write to", dataset):
+        os.makedirs(os.path.dirname(draft), exist_ok=True)
+        file = open(draft, "xb")  # noqa: SIM115  # what the block raises is no error of the store
+    try:
+        with file:
+            yield file
+            with _errors("write to", dataset):
+                file.flush()
+                os.fsync(file.fileno())
+        with _errors("write to", dataset):
+            if is_local:
+                os.replace(draft, target)
+            else:
+                _retried(fs, lambda: fs.put_file(draft, target))
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(draft)
 
 
 def create_bytes(dataset: str, path: str, data: bytes) -> bool:

@@ -1,7 +1,8 @@
-"""Ray Train: workers of a training as actors of a cluster, or of this machine."""
+"""Ray for trainings: workers as actors of a cluster or of this machine, and what they read."""
 
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
 from collections.abc import Callable
@@ -10,18 +11,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import pyarrow as pa
 import ray
+import ray.data
 import ray.train
 from ray.train.torch import TorchTrainer, get_device
 
-from pipeline.storage import describe
+from pipeline.dataset import read_manifest
+from pipeline.storage import describe, hide_secrets
 from schemas.errors import OutputError, SegmillError, SettingsError, TrainingError
 
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.training_data import SampleReader
+    from schemas.export_config import TrainingDataConfig
+
 _POLL_S: Final = 0.5
 _STATE: Final = "_ray"  # what Ray Train itself keeps during a run
+
+_ROWS_PER_TASK: Final = 16  # of which images are in memory together
+
+logger = logging.getLogger(__name__)
 
 Report = Callable[[int, str], None]
 Work = Callable[["torch.device", Report], None]
@@ -135,3 +146,41 @@ def _cut_short(error: Exception) -> SegmillError:
         f"the training was cut short ({describe(cause)}); the newest checkpoint is kept: run "
         "again to go on from it"
     )
+
+
+def read_version(config: TrainingDataConfig) -> ray.data.Dataset:
+    """Return the images of a version as a stream: `image` (H, W, 3), `labels` (H, W), `image_id`.
+
+    Labels are int32, pixels of no class 255 (65535 where 255 is a class). An image that changed
+    since it was labelled, or cannot be had, is left out with a warning in the worker's log. Raises
+    SettingsError before anything runs, as an export would.
+    """
+    from pipeline.training_data import SampleReader, wanted_groups
+
+    manifest = read_manifest(config.dataset, config.version)
+    reader = SampleReader.of(config, manifest)
+    units = [
+        {"path": group.path, "group": group.group, "rows": group.rows[start:end].tolist()}
+        for group in wanted_groups(config, manifest)
+        for start in range(0, len(group.rows), _ROWS_PER_TASK)
+        for end in (start + _ROWS_PER_TASK,)
+    ]
+    if not units:
+        raise OutputError(f"{hide_secrets(config.dataset)} has no labelled image of this split")
+    rows = ray.data.from_arrow([pa.Table.from_pylist([unit]) for unit in units])
+    return rows.flat_map(_samples, fn_args=(config.dataset, reader))
+
+
+def _samples(unit: dict[str, Any], dataset: str, reader: SampleReader) -> list[dict[str, Any]]:
+    from pipeline.exports.pictures import LeftOut
+    from pipeline.training_data import read_group
+
+    table = read_group(dataset, unit["path"], int(unit["group"])).take(list(unit["rows"]))
+    samples: list[dict[str, Any]] = []
+    for row in table.to_pylist():
+        sample = reader.sample(row)
+        if isinstance(sample, LeftOut):
+            logger.warning("%s is left out: %s", hide_secrets(row["uri"]), sample.message)
+        else:
+            samples.append(sample)
+    return samples

@@ -64,8 +64,7 @@ def _in_processes(
                 yield ahead.popleft().result()
         except BrokenProcessPool:
             raise SegmillError(
-                "a process that compared labels with their truth was killed, out of memory "
-                "perhaps; try fewer --workers"
+                "a process of this command was killed, out of memory perhaps; try fewer --workers"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)

@@ -57,14 +57,14 @@ def measure(source: Path, output: Path) -> tuple[int, float]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     peak = 0
     while process.poll() is None:
-        peak = max(peak, sum(_proportional_bytes(member.pid) for member in family(process.pid)))
+        peak = max(peak, sum(proportional_bytes(member.pid) for member in family(process.pid)))
         time.sleep(INTERVAL_S)
     if process.returncode:
         raise SystemExit(f"annotate ended with {process.returncode}")
     return peak, time.monotonic() - started
 
 
-def _proportional_bytes(pid: int) -> int:
+def proportional_bytes(pid: int) -> int:
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:

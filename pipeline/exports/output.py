@@ -1,0 +1,131 @@
+"""Where an export writes: files whole or absent, and pieces of shards that become one file.
+
+export.json             written last: what the export holds, and of which version
+index.jsonl             a line per image: its names, place and split
+left_out.jsonl          a line per image that could not be had, with the reason
+_export/plan.json       while it is at work: which export this is
+_export/shards/N.json   what a finished shard holds
+_export/pieces/NAME/N   lines of a shard that go into one file with those of the others
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Final
+
+from pipeline.files import open_whole, read_bytes, write_bytes
+from pipeline.metrics import truth_ignore
+
+WORK: Final = "_export"
+SHARDS: Final = f"{WORK}/shards"
+INDEX: Final = "index.jsonl"
+LEFT_OUT: Final = "left_out.jsonl"
+
+
+@dataclass(frozen=True)
+class Export:
+    """One export: its place, and what its formats must know of the dataset."""
+
+    url: str
+    dataset: str  # without secrets
+    version: int
+    fingerprint: str
+    classes: tuple[str, ...]
+    num_shards: int
+    has_images: bool  # image files are beside the labels
+
+    @property
+    def ignore(self) -> int:
+        """What pixels of no class hold in a label map: 255, or 65535 where 255 is a class."""
+        return truth_ignore(len(self.classes))
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write one file whole, in place of what was there."""
+        write_bytes(self.url, path, data)
+
+    def write_json(self, path: str, content: Mapping[str, Any]) -> None:
+        """Write one file of JSON."""
+        self.write(path, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
+
+    def open(self, path: str) -> AbstractContextManager[BinaryIO]:
+        """Open one file to write it bit by bit; it is there once it is whole."""
+        return open_whole(self.url, path)
+
+    def lines(self, name: str) -> Iterator[bytes]:
+        """Yield the lines of all shards in order, one shard in memory at a time."""
+        for number in range(self.num_shards):
+            try:
+                data = read_bytes(self.url, piece_path(name, number))
+            except FileNotFoundError:
+                continue  # the shard had none
+            # Not splitlines: JSON leaves other line breaks of Unicode as they are.
+            yield from data.removesuffix(b"\n").split(b"\n")
+
+    def write_lines(self, path: str, name: str) -> None:
+        """Write the lines of all shards as one file."""
+        with self.open(path) as file:
+            for line in self.lines(name):
+                file.write(line + b"\n")
+
+    def write_document(
+        self, path: str, head: Mapping[str, Any], lists: Mapping[str, Iterable[bytes]]
+    ) -> None:
+        """Write one JSON object: `head`, and lists whose items are lines of JSON."""
+        with self.open(path) as file:
+            file.write(b"{\n")
+            separator = b""
+            for key, value in head.items():
+                text = f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
+                file.write(separator + text.encode())
+                separator = b",\n"
+            for key, items in lists.items():
+                file.write(separator + json.dumps(key).encode() + b": ")
+                write_array(file, items)
+                separator = b",\n"
+            file.write(b"\n}\n")
+
+
+def write_array(file: BinaryIO, items: Iterable[bytes]) -> None:
+    """Write a JSON array whose items are lines of JSON."""
+    file.write(b"[")
+    for index, item in enumerate(items):
+        file.write((b",\n" if index else b"\n") + item)
+    file.write(b"\n]")
+
+
+@dataclass
+class Shard:
+    """One shard of an export, while it is written."""
+
+    export: Export
+    number: int
+    pieces: dict[str, list[bytes]] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """What names its files: `00003-of-00120`."""
+        return f"{self.number:05}-of-{self.export.num_shards:05}"
+
+    def add(self, name: str, content: Mapping[str, Any]) -> None:
+        """Add one line of JSON to the piece of this name."""
+        self.add_line(name, json.dumps(content, ensure_ascii=False, separators=(",", ":")))
+
+    def add_line(self, name: str, line: str) -> None:
+        """Add one line of text, which holds no line break, to the piece of this name."""
+        self.pieces.setdefault(name, []).append(line.encode())
+
+    def write_pieces(self) -> None:
+        """Write what was added."""
+        for name, lines in self.pieces.items():
+            self.export.write(piece_path(name, self.number), b"\n".join(lines) + b"\n")
+
+
+def piece_path(name: str, number: int) -> str:
+    """Return where a shard's lines of one name are until all shards are done."""
+    return f"{WORK}/pieces/{name}/{number:08}"
+
+
+def record_path(number: int) -> str:
+    """Return where the record of a finished shard is."""
+    return f"{SHARDS}/{number:08}.json"

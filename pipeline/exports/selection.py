@@ -1,0 +1,153 @@
+"""Which segments count and under which class: floors, areas, joined and dropped classes."""
+
+import difflib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from pycocotools import mask as coco_mask
+
+from pipeline.exports.records import ExportSegment, segment_of
+from pipeline.resize import Size
+from schemas.errors import SettingsError
+from schemas.export_config import SelectionSettings
+from schemas.vocabulary import Vocabulary
+
+DROP: Final = "drop"
+
+# Why a segment became ignored pixels.
+CLASS_DROPPED: Final = "class_dropped"
+BELOW_SCORE: Final = "below_score"
+TOO_SMALL: Final = "too_small"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What becomes of each class of a dataset, and which of its segments count."""
+
+    names: tuple[str, ...]  # classes of the export
+    targets: tuple[int | None, ...]  # position there of each class of the dataset; None: ignored
+    floors: tuple[float, ...]  # of each class of the dataset
+    min_area: int
+
+    @classmethod
+    def read(cls, vocabulary: Vocabulary, settings: SelectionSettings) -> "Selection":
+        """Read the files that the settings name.
+
+        Raises SettingsError for a file that is no mapping, a class that the dataset does not have,
+        a score outside [0, 1], and indices that leave a gap or have two names.
+        """
+        names, targets = _renamed(vocabulary.names, settings.classes)
+        floors = [settings.min_score] * len(vocabulary)
+        for name, floor in _mapping(settings.class_min_scores, vocabulary.names).items():
+            if isinstance(floor, bool) or not isinstance(floor, int | float) or not 0 <= floor <= 1:
+                raise SettingsError(
+                    f"{settings.class_min_scores}: the floor of {name!r} is {floor!r}, it must be "
+                    "a score from 0 to 1"
+                )
+            floors[vocabulary.names.index(name)] = float(floor)
+        return cls(names, targets, tuple(floors), settings.min_area)
+
+    def apply(
+        self, segments: Sequence[Mapping[str, Any]], size: Size
+    ) -> tuple[tuple[ExportSegment, ...], Counter[str]]:
+        """Return the segments that count, in order of class, and how many did not, by reason."""
+        dropped: Counter[str] = Counter()
+        by_class: dict[int, list[ExportSegment]] = {}
+        for segment in segments:
+            target = self.targets[segment["class_index"]]
+            if target is None:
+                dropped[CLASS_DROPPED] += 1
+            elif segment["score"] < self.floors[segment["class_index"]]:
+                dropped[BELOW_SCORE] += 1
+            else:
+                by_class.setdefault(target, []).append(segment_of(segment, target))
+        joined = [_joined(by_class[target], size) for target in sorted(by_class)]
+        kept = tuple(segment for segment in joined if segment.area >= self.min_area)
+        if len(kept) < len(joined):
+            dropped[TOO_SMALL] += len(joined) - len(kept)
+        return kept, dropped
+
+
+def _joined(segments: list[ExportSegment], size: Size) -> ExportSegment:
+    """Return segments that do not overlap as one; its score is the mean over its pixels."""
+    if len(segments) == 1:
+        return segments[0]
+    area = sum(segment.area for segment in segments)
+    left, top, right, bottom = zip(*(segment.box for segment in segments), strict=True)
+    runs = [{"size": list(size), "counts": segment.counts} for segment in segments]
+    return ExportSegment(
+        class_index=segments[0].class_index,
+        score=sum(segment.score * segment.area for segment in segments) / area,
+        area=area,
+        box=(min(left), min(top), max(right), max(bottom)),
+        counts=coco_mask.merge(runs)["counts"],
+    )
+
+
+def _renamed(
+    names: Sequence[str], path: Path | None
+) -> tuple[tuple[str, ...], tuple[int | None, ...]]:
+    """Return the classes of the export, and the position of each class of the dataset in them."""
+    wanted = {name: name for name in names} | _mapping(path, names)
+    at_index: dict[int, str] = {}
+    for name, target in wanted.items():
+        if isinstance(target, bool) or not isinstance(target, str | int | None) or target == "":
+            raise SettingsError(
+                f"{path}: {name!r} becomes {target!r}; it may become a name, an index, or {DROP}"
+            )
+        if isinstance(target, int):
+            if target < 0:
+                raise SettingsError(f"{path}: {name!r} becomes {target}; indices begin at 0")
+            at_index.setdefault(target, name)  # the first class that goes there gives its name
+    free = [
+        target
+        for target in dict.fromkeys(wanted.values())
+        if isinstance(target, str) and target != DROP
+    ]
+    for name in free:
+        if name in at_index.values():
+            raise SettingsError(
+                f"{path}: {name!r} would be two classes; give it an index or a name, not both"
+            )
+    number = len(at_index) + len(free)
+    if not number:
+        raise SettingsError(f"{path}: every class is dropped")
+    places = iter(index for index in range(number) if index not in at_index)
+    for name in free:
+        at_index[next(places, number)] = name
+    if sorted(at_index) != list(range(number)):
+        raise SettingsError(
+            f"{path}: index {max(at_index)} leaves a gap; {number} classes have the indices 0 to "
+            f"{number - 1}"
+        )
+    index_of = {name: index for index, name in at_index.items()}
+    targets = tuple(
+        target if isinstance(target, int) else None if target in (None, DROP) else index_of[target]
+        for target in (wanted[name] for name in names)
+    )
+    return tuple(at_index[index] for index in range(number)), targets
+
+
+def _mapping(path: Path | None, names: Sequence[str]) -> dict[str, Any]:
+    """Return a YAML mapping of class names; of no file an empty one."""
+    if path is None:
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise SettingsError(f"cannot read {path}: {reason}") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path} must hold a mapping of class names")
+    for name in content:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "the dataset has no such class"
+            raise SettingsError(f"{path} names the class {name!r}; {hint}")
+    return content

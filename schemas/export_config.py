@@ -1,0 +1,88 @@
+"""The settings of `segmill export`."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from schemas.config import Config
+
+
+class SelectionSettings(Config):
+    """Which labels count, and under which class; all other pixels are ignored, of no class."""
+
+    min_score: float = Field(
+        0.0, ge=0, le=1, description="segments scored below this are ignored pixels"
+    )
+    class_min_scores: Path | None = Field(
+        None, description="YAML mapping of class names to a floor of their own, above or below it"
+    )
+    min_area: int = Field(
+        0, ge=0, description="segments of fewer pixels, after classes were joined, are ignored"
+    )
+    classes: Path | None = Field(
+        None,
+        description="YAML mapping of class names to a new name, a new index, or `drop` (ignored); "
+        "classes that it does not name stay as they are",
+    )
+
+
+class VersionSettings(SelectionSettings):
+    """Which images of a dataset, and from where they may be fetched."""
+
+    dataset: str = Field(description="dataset directory or URL")
+    version: int | None = Field(None, ge=1, description="dataset version; the newest if absent")
+    val_fraction: float = Field(
+        0.0, ge=0, lt=1, description="share of the images that are `val`, chosen by their ids"
+    )
+    split_seed: int = Field(0, ge=0, description="which images these are")
+    fetch_attempts: int = Field(
+        4, ge=1, description="times that an image is asked for before it is left out"
+    )
+    web_timeout_seconds: float = Field(
+        60.0, gt=0, description="time that a web server has for one image"
+    )
+    allow_private_addresses: bool = Field(
+        False,
+        description="let http(s) URLs lead to private, loopback, link-local and metadata addresses",
+    )
+    trust_dataset: bool = Field(
+        False, description="let a dataset in a store name images that are local files"
+    )
+
+
+class TrainingDataConfig(VersionSettings):
+    """Images and label maps of a version, read for a training without being exported."""
+
+    split: Literal["train", "val"] | None = Field(None, description="all images if absent")
+
+
+class ExportConfig(VersionSettings):
+    """Write a version of DATASET in the format that a trainer or a labelling tool reads."""
+
+    format: str = Field(
+        description="coco-instances (RLE), coco-polygons, coco-panoptic, semantic-png (VOC "
+        "palette), detectron2-sem-seg, yolo-seg, hugging-face, webdataset, label-studio, cvat or "
+        "fiftyone"
+    )
+    output: str = Field(description="directory or URL to write; an interrupted export goes on")
+    images: Literal["copy", "link", "none"] = Field(
+        "copy",
+        description="copies of the images, hard links where the disk allows, or none: their "
+        "places alone",
+    )
+    images_per_shard: int = Field(
+        1000, ge=1, description="rows done at a time, and kept when the export is cut short"
+    )
+    workers: int | None = Field(
+        None, ge=1, description="processes; if absent one per core where there are many shards"
+    )
+    max_bad_fraction: float = Field(
+        0.05, ge=0, le=1, description="exit with 1 when more of the images had to be left out"
+    )
+
+    @model_validator(mode="after")
+    def _output_is_another_place(self) -> "ExportConfig":
+        if self.output.rstrip("/") == self.dataset.rstrip("/"):
+            raise ValueError(f"output {self.output} is the dataset itself; name another directory")
+        return self

@@ -1,0 +1,379 @@
+"""`segmill export`: what is selected, how it is split, that it goes on, and what it refuses."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import s3fs
+from pycocotools import mask as coco_mask
+
+from jobs.cli import main
+from jobs.export import ExportResult, export
+from pipeline.exports import EXPORTS, shards
+from pipeline.exports.pictures import _check_available
+from pipeline.exports.records import file_stem, name_below, split_of
+from pipeline.exports.selection import Selection
+from pipeline.exports.shards import plan_shards
+from pipeline.fetching import Request
+from pipeline.segments import encode_segments
+from schemas.errors import OutputError, SettingsError, StoreUnavailableError
+from schemas.export_config import ExportConfig, SelectionSettings
+from schemas.vocabulary import Vocabulary
+from tests.dataset_checks import rows_of
+from tests.export_ground import FILES, NAMES, publish_ground, publish_rows
+from tests.helpers import draw_classes
+from tests.servers import S3Server
+from tests.test_manifest import MANIFEST
+
+CLASSES = draw_classes("0012", "0.12", "3322")
+SIZE = (3, 4)
+
+
+def segments() -> list[dict[str, Any]]:
+    scores = np.choose(CLASSES + 1, [0, 0.2, 0.4, 0.6, 0.8]).astype(np.float32)
+    return encode_segments(CLASSES, scores, ("sky", "cat", "dog", "tree"), 0.0)
+
+
+def select(tmp_path: Path, classes: str = "", floors: str = "", **settings: Any) -> Selection:
+    for name, text in (("classes", classes), ("class_min_scores", floors)):
+        if text:
+            settings[name] = tmp_path / f"{name}.yaml"
+            settings[name].write_text(text)
+    vocabulary = Vocabulary.of(("sky", "cat", "dog", "tree"))
+    return Selection.read(vocabulary, SelectionSettings(**settings))
+
+
+def drawn(selection: Selection) -> list[str]:
+    """The label map that a selection leaves, as text."""
+    kept, _ = selection.apply(segments(), SIZE)
+    map_HW = np.full(SIZE, ".")
+    for segment in kept:
+        mask = coco_mask.decode({"size": SIZE, "counts": segment.counts}).astype(bool)
+        assert (map_HW[mask] == ".").all() and mask.sum() == segment.area
+        x0, y0, x1, y1 = segment.box
+        assert mask[y0:y1, x0:x1].sum() == segment.area
+        assert mask[y0].any() and mask[y1 - 1].any() and mask[:, x0].any() and mask[:, x1 - 1].any()
+        map_HW[mask] = str(segment.class_index)
+    return ["".join(row) for row in map_HW]
+
+
+@pytest.mark.parametrize(
+    "classes, floors, settings, names, expected",
+    [
+        ("", "", {}, "sky cat dog tree", ["0012", "0.12", "3322"]),
+        ("", "", {"min_score": 0.5}, "sky cat dog tree", ["...2", "...2", "3322"]),
+        ("", "sky: 0.1", {"min_score": 0.7}, "sky cat dog tree", ["00..", "0...", "33.."]),
+        ("", "dog: 0.61", {}, "sky cat dog tree", ["001.", "0.1.", "33.."]),
+        ("", "", {"min_area": 3}, "sky cat dog tree", ["00.2", "0..2", "..22"]),
+        ("cat: pet\ndog: pet", "", {}, "sky pet tree", ["0011", "0.11", "2211"]),
+        ("cat: pet\ndog: pet", "cat: 0.5", {"min_area": 5}, "sky pet tree", 3 * ["...."]),
+        ("cat: sky", "", {}, "sky dog tree", ["0001", "0.01", "2211"]),
+        ("sky: drop\ntree: null", "", {}, "cat dog", ["..01", "..01", "..11"]),
+        ("sky: 1\ncat: 0", "", {}, "cat sky dog tree", ["1102", "1.02", "3322"]),
+        ("sky: 0\ncat: 1\ndog: 1\ntree: 0", "", {}, "sky cat", ["0011", "0.11", "0011"]),
+        ("sky: 3", "", {}, "cat dog tree sky", ["3301", "3.01", "2211"]),
+    ],
+    ids=[
+        "everything", "floor", "lower floor of one class", "higher floor of one class", "area",
+        "joined", "floors before, area after joining", "into an old class", "dropped", "indices",
+        "joined by index", "one index, the others before it",
+    ],
+)  # fmt: skip
+def test_selection(
+    tmp_path: Path,
+    classes: str,
+    floors: str,
+    settings: dict[str, Any],
+    names: str,
+    expected: list[str],
+) -> None:
+    selection = select(tmp_path, classes, floors, **settings)
+    assert selection.names == tuple(names.split())
+    assert drawn(selection) == expected
+
+
+def test_a_joined_segment_has_the_mean_score_of_its_pixels(tmp_path: Path) -> None:
+    kept, dropped = select(tmp_path, "cat: pet\ndog: pet\nsky: drop", "tree: 1").apply(
+        segments(), SIZE
+    )
+    assert dropped == {"class_dropped": 1, "below_score": 1}
+    assert [segment.score for segment in kept] == pytest.approx([(2 * 0.4 + 4 * 0.6) / 6])
+
+
+@pytest.mark.parametrize(
+    "classes, floors, said",
+    [
+        ("car: dog", "", "names the class 'car'; did you mean 'cat'"),
+        ("sky: 9", "", "index 9 leaves a gap; 4 classes have the indices 0 to 3"),
+        ("sky: -1", "", "indices begin at 0"),
+        ("sky: 1.5", "", "becomes 1.5; it may become a name, an index, or drop"),
+        ("sky: true", "", "becomes True"),
+        ("sky: 0\ncat: sky", "", "'sky' would be two classes"),
+        ("sky: drop\ncat: drop\ndog: drop\ntree: drop", "", "every class is dropped"),
+        ("- sky", "", "must hold a mapping"),
+        ("{", "", "is not valid YAML"),
+        ("", "cat: 2", "the floor of 'cat' is 2, it must be a score from 0 to 1"),
+        ("", "cat: high", "the floor of 'cat' is 'high'"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(
+    tmp_path: Path, classes: str, floors: str, said: str
+) -> None:
+    with pytest.raises(SettingsError, match=said):
+        select(tmp_path, classes, floors)
+
+
+def test_a_file_that_is_absent_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"cannot read .*nowhere.yaml: No such file"):
+        Selection.read(Vocabulary.of(["a"]), SelectionSettings(classes=tmp_path / "nowhere.yaml"))
+
+
+def test_a_split_is_a_share_of_the_ids_and_only_grows_with_it() -> None:
+    ids = [f"{number:032x}" for number in range(2000)]
+    small = {one for one in ids if split_of(one, 0.1, 0) == "val"}
+    large = {one for one in ids if split_of(one, 0.3, 0) == "val"}
+    assert small < large and 150 < len(small) < 250 and 540 < len(large) < 660
+    assert {one for one in ids if split_of(one, 0.1, 1) == "val"} != small
+    assert not any(split_of(one, 0.0, 0) == "val" for one in ids)
+
+
+def test_names_of_files_are_plain() -> None:
+    assert file_stem("0123456789abcdef", "s3://b/x y/é../a.b;c.tar.gz") == "a_b_c_tar-0123456789ab"
+    assert file_stem("0123456789abcdef", "s3://b/日本.png") == "image-0123456789ab"
+    assert file_stem("../../../../etc", "s3://b/a.png") == "a-_"
+    assert name_below("s3://b/photos/", "s3://b/photos/day/a.png") == "day/a.png"
+    assert name_below("s3://b/photos", "s3://b/photos2/a.png") == "s3://b/photos2/a.png"
+
+
+def test_shards_are_equal_shares_of_all_files() -> None:
+    (file,) = MANIFEST.images
+    files = tuple(
+        file.model_copy(update={"path": str(rows), "rows": rows}) for rows in (3, 0, 5, 1)
+    )
+    planned = plan_shards(MANIFEST.model_copy(update={"images": files}), 4)
+    assert [
+        [(rows.path, rows.start, rows.count, rows.number) for rows in shard.rows]
+        for shard in planned
+    ] == [[("3", 0, 3, 0), ("5", 0, 1, 3)], [("5", 1, 4, 4)], [("1", 0, 1, 8)]]
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ground")
+    publish_ground(folder)
+    return folder
+
+
+def run(ground: Path, output: Path | str, **settings: Any) -> ExportResult:
+    given: dict[str, Any] = {"dataset": str(ground / "labels"), "format": "semantic-png"}
+    return export(ExportConfig(**given | {"output": str(output), "images_per_shard": 3} | settings))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files but the time in the manifest."""
+    found = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    manifest = json.loads(found["export.json"])
+    manifest.pop("created")
+    return found | {"export.json": json.dumps(manifest).encode()}
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_a_killed_export_goes_on_to_the_same_files(
+    ground: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(ground, tmp_path / "whole", format=name, val_fraction=0.4)
+    read, started = shards._read, []
+
+    def killed(dataset: str, rows: shards.Rows) -> Any:
+        started.append(rows)
+        for number, table in read(dataset, rows):
+            if number >= 4:  # in the middle of the second shard
+                raise KeyboardInterrupt
+            yield number, table
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_read", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(ground, tmp_path / "cut", format=name, val_fraction=0.4)
+    assert not (tmp_path / "cut" / "export.json").exists()
+    before = len(started)
+    (tmp_path / "cut" / "half.jpg.0123.draft").write_bytes(b"of a process that was killed")
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_read", lambda *given: started.append(given[1]) or read(*given))
+        result = run(ground, tmp_path / "cut", format=name, val_fraction=0.4)
+    assert (result.shards, result.shards_kept) == (3, 1)
+    assert min(rows.number for rows in started[before:]) == 3  # the first shard was not read
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_a_finished_export_is_not_done_again(ground: Path, tmp_path: Path) -> None:
+    run(ground, tmp_path)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    result = run(ground, tmp_path)
+    assert result.shards_kept == result.shards == 3 and result.manifest.counts.images == 6
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == times
+
+
+def test_several_processes_write_the_same(ground: Path, tmp_path: Path) -> None:
+    run(ground, tmp_path / "one", format="coco-polygons", workers=1)
+    run(ground, tmp_path / "two", format="coco-polygons", workers=2)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"val_fraction": 0.5}, "its val_fraction differs"),
+        ({"format": "coco-instances"}, "its format differs"),
+        ({"min_area": 4}, "its min_area differs"),
+    ],
+)
+def test_another_export_is_not_written_over(
+    ground: Path, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    run(ground, tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(OutputError, match=said):
+        run(ground, tmp_path, **change)
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_of_something_else_is_left_alone(ground: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(OutputError, match="not empty and holds no export"):
+        run(ground, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_wrong_settings_end_before_any_work(
+    ground: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export", str(ground / "labels"), "--output", str(tmp_path / "out")]
+    assert main([*command, "--format", "coco"]) == 2
+    assert "there is no export format 'coco'; there are coco-instances" in capsys.readouterr().err
+    assert main([*command, "--format", "webdataset", "--images", "none"]) == 2
+    assert "webdataset holds the images itself" in capsys.readouterr().err
+    assert main(["export", "x", "--output", "x/", "--format", "cvat"]) == 2
+    assert "is the dataset itself" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_description_of_format_names_all_of_them() -> None:
+    described = ExportConfig.model_fields["format"].description or ""
+    assert [name for name in EXPORTS if name not in described] == []
+
+
+def test_the_command_prints_one_line_of_json(
+    ground: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    floors = tmp_path / "floors.yaml"
+    floors.write_text("sea: 0.9\n")
+    command = ["export", str(ground / "labels"), "--format", "yolo-seg", "--val-fraction", "0.4"]
+    command += ["--output", str(tmp_path / "out"), "--class-min-scores", str(floors)]
+    assert main(command) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["images"] == {"train": 3, "val": 3} or sum(printed["images"].values()) == 6
+    assert printed["dropped"] == {"below_score": 6} and printed["quarantined"] == 1
+    told = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert (told["version"], told["run_id"], told["classes"]) == (1, "run-1", list(NAMES))
+    assert told["settings"]["floors"] == [0.0, 0.0, 0.0, 0.0, 0.9]
+
+
+def test_links_share_the_images_and_none_names_their_places(ground: Path, tmp_path: Path) -> None:
+    run(ground, tmp_path / "link", format="coco-instances", images="link")
+    for line in (tmp_path / "link" / "index.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        source = Path(entry["uri"].removeprefix("file://"))
+        target = tmp_path / "link" / entry["file_name"]
+        assert os.path.samefile(source, target) == ("turned" not in source.name)
+    run(ground, tmp_path / "none", format="coco-instances", images="none")
+    content = json.loads((tmp_path / "none/annotations/instances_train.json").read_text())
+    assert sorted(image["file_name"] for image in content["images"]) == sorted(FILES)
+    assert not (tmp_path / "none" / "images").exists()
+
+
+def test_images_that_changed_or_went_are_left_out_and_counted(
+    ground: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = publish_ground(tmp_path)
+    (tmp_path / "photos" / "d.jpg").write_bytes(b"other")
+    (tmp_path / "photos" / "e.png").unlink()
+    result = run(tmp_path, tmp_path / "out", dataset=dataset)
+    assert result.manifest.counts.left_out == {"changed": 1, "unreadable": 1}
+    assert result.manifest.counts.images == 4
+    assert len(list((tmp_path / "out").rglob("masks/*/*.png"))) == 4
+    lines = (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()
+    reasons = {Path(json.loads(line)["uri"]).name: json.loads(line)["message"] for line in lines}
+    assert reasons == {
+        "d.jpg": "the file changed since it was labelled",
+        "e.png": "it does not exist",
+    }
+    command = ["export", dataset, "--format", "semantic-png", "--output", str(tmp_path / "out")]
+    assert main([*command, "--images-per-shard", "3"]) == 1  # 2 of 6
+    assert main([*command, "--images-per-shard", "3", "--max-bad-fraction", "0.4"]) == 0
+    capsys.readouterr()
+
+
+def test_from_a_bucket_to_a_bucket(tmp_path: Path, s3_server: S3Server) -> None:
+    fs = s3fs.S3FileSystem()
+    fs.mkdir("exporting")
+    local = publish_ground(tmp_path)
+    fs.put(local, "exporting/labels", recursive=True)
+    settings = {"dataset": "s3://exporting/labels", "format": "hugging-face"}
+    refused = run(tmp_path, "s3://exporting/refused", **settings)
+    # A dataset in a bucket must not have files of this machine copied out.
+    assert refused.manifest.counts.left_out == {"refused": 6}
+    run(tmp_path, "s3://exporting/out", **settings, trust_dataset=True)
+    run(tmp_path, tmp_path / "out", format="hugging-face")
+    for path in (tmp_path / "out").rglob("*.parquet"):
+        name = path.relative_to(tmp_path / "out")
+        assert fs.cat_file(f"exporting/out/{name}") == path.read_bytes()
+    assert not fs.exists("exporting/out/_export") and fs.exists("exporting/out/export.json")
+
+
+@pytest.mark.parametrize(
+    "uris, results, ends",
+    [
+        (["s3://b/a", "s3://b/c"], [ConnectionError("no"), TimeoutError()], True),
+        (["s3://b/a", "s3://b/c"], [ConnectionError("no"), FileNotFoundError()], False),
+        (["s3://b/a", "s3://b/c"], [ConnectionError("no"), b"image"], False),
+        (["s3://b/a"], [ConnectionError("no")], False),
+        (["https://a/b", "https://c/d"], [ConnectionError("no"), TimeoutError()], False),
+    ],
+    ids=["no answer at all", "one is gone", "one came", "a single one", "web servers"],
+)
+def test_a_store_that_does_not_answer_ends_the_export(
+    uris: list[str], results: list[bytes | Exception], ends: bool
+) -> None:
+    requests = [Request(uri) for uri in uris]
+    if ends:
+        with pytest.raises(StoreUnavailableError, match=r"none of 2 images .* run again"):
+            _check_available(requests, results)
+    else:
+        _check_available(requests, results)
+
+
+def test_images_that_are_all_gone_are_all_left_out(tmp_path: Path) -> None:
+    publish_ground(tmp_path)
+    shutil.rmtree(tmp_path / "photos")
+    result = run(tmp_path, tmp_path / "out")
+    assert result.manifest.counts.left_out == {"unreadable": 6}
+    assert result.manifest.counts.images == 0
+
+
+def test_a_dataset_with_damaged_labels_is_told_apart(tmp_path: Path) -> None:
+    dataset = publish_ground(tmp_path, ("a.png",))
+    rows = [row for row in rows_of(dataset) if row["status"] == "labelled"]
+    rows[0]["segments"][1]["counts"] = rows[0]["segments"][0]["counts"]
+    publish_rows(tmp_path, rows, str(tmp_path / "damaged"))
+    with pytest.raises(OutputError, match=r"a\.png are damaged: segment 1 overlaps another"):
+        run(tmp_path, tmp_path / "out", dataset=str(tmp_path / "damaged"))
+    assert not (tmp_path / "out" / "export.json").exists()
