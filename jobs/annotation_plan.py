@@ -28,12 +28,13 @@ class AnnotationPlan:
     clip_card: ClipCard
 
     @classmethod
-    def of(cls, config: AnnotateConfig) -> "AnnotationPlan":
+    def of(cls, config: AnnotateConfig, vocabulary: Vocabulary | None = None) -> "AnnotationPlan":
         """Read and check what the settings name, loading no model.
 
-        Raises SettingsError (or a kind of it).
+        A `vocabulary` that is known takes the place of the file, which may be gone. Raises
+        SettingsError (or a kind of it).
         """
-        vocabulary = read_vocabulary(config.vocabulary)
+        vocabulary = vocabulary or read_vocabulary(config.vocabulary)
         query_prompts = load_prompts(config.prompts)
         region_prompts = load_prompts(config.region_prompts or config.prompts)
         entry = find_proposer(config.proposer, config.proposer_modules)

@@ -3,7 +3,7 @@
 Dimension key: K class names, Q proposals, V valid proposals, D embedding, H W image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.fingerprints import Fingerprints
-from pipeline.fusion import LabelMap, fuse, label_map, query_probs, region_probs
+from pipeline.fusion import (
+    LabelMap,
+    ScoreTile,
+    fuse,
+    label_map,
+    query_probs,
+    region_probs,
+    score_tiles,
+)
 from pipeline.masks import Precision
 from pipeline.models.device import pick_device
 from pipeline.oracle import oracle_scores
@@ -72,7 +80,9 @@ class Label:
     @torch.inference_mode()
     def _label(self, row: Row) -> Row:
         if row["pixel_embeds"] is not None:
-            return self._annotated(row, self._pixel_labels(row))
+            size = (row["height"], row["width"])
+            device = torch.device(pick_device())
+            return self._annotated(row, LabelMap.of(self._pixel_tiles(row), size, device))
         masks_QHW = soft_masks(row, self.precision, self.divisor)
         if self.truths is not None:
             try:
@@ -83,6 +93,13 @@ class Label:
             class_scores_QK = self._class_scores(row)
         size = (row["height"], row["width"])
         return self._annotated(row, label_map(class_scores_QK, masks_QHW, size))
+
+    def score_tiles(self, row: Row) -> Iterator[ScoreTile]:
+        """Return the summed class scores of a row of EMBEDDED, from top to bottom (spec 2.7)."""
+        if row["pixel_embeds"] is not None:
+            return self._pixel_tiles(row)
+        masks_QHW = soft_masks(row, self.precision, self.divisor)
+        return score_tiles(self._class_scores(row), masks_QHW, (row["height"], row["width"]))
 
     def _annotated(self, row: Row, labels: LabelMap) -> Row:
         segments = encode_segments(
@@ -100,7 +117,7 @@ class Label:
             "segments": segments,
         }
 
-    def _pixel_labels(self, row: Row) -> LabelMap:
+    def _pixel_tiles(self, row: Row) -> Iterator[ScoreTile]:
         embeds_Dhw = pixel_embeds(row, self.precision, self.query_text_KD.shape[1])
         device = embeds_Dhw.device
         scorer = PixelScorer(
@@ -110,8 +127,7 @@ class Label:
             self.ensemble_weight,
         )
         image_size, size = (row["image_height"], row["image_width"]), (row["height"], row["width"])
-        tiles = pixel_score_tiles(embeds_Dhw, scorer, image_size, size)
-        return LabelMap.of(tiles, size, device)
+        return pixel_score_tiles(embeds_Dhw, scorer, image_size, size)
 
     def _oracle_scores(self, row: Row, masks_QHW: Tensor, truths: Truths) -> Tensor:
         truth_HW = truths.read(row["uri"], (row["height"], row["width"]))
