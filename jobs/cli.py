@@ -85,6 +85,11 @@ COMMANDS: Final[dict[str, _Command]] = {
         "schemas.self_training_config:TrainSelfTrainingConfig",
         "jobs.train_self_training:train_self_training", "self_training:show_self_training",
     ),
+    "train prompts": _Command(
+        "learn vectors around class names, from regions of the seen classes",
+        "schemas.prompt_training_config:TrainPromptsConfig",
+        "jobs.train_prompts:train_prompts", "prompts:show_train_prompts",
+    ),
     "models": _Command(
         "list the proposers and classifiers",
         "Config", "jobs.models:models", "models:show_models",

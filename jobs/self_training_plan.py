@@ -11,10 +11,11 @@ from pydantic import ValidationError
 
 from jobs.annotation_plan import AnnotationPlan
 from jobs.proposal_training_plan import ProposalTrainingPlan
+from jobs.training_plan import SETTINGS_FILE, absolute, labelled_images, refuse_other_settings
 from pipeline.dataset import read_manifest
 from pipeline.datasets.layout import VOCABULARY_FILE, vocabulary_text
 from pipeline.evaluation.kept import require_kept
-from pipeline.files import read_bytes, write_bytes
+from pipeline.files import write_bytes
 from pipeline.metrics import truth_ignore
 from pipeline.models.embedded import EMBEDDED_PROPOSER
 from pipeline.pseudo_labels import PseudoLabelSettings
@@ -36,7 +37,6 @@ from schemas.vocabulary import Vocabulary, VocabularyClass, read_vocabulary
 
 PSEUDO: Final = "pseudo"
 TRAINING: Final = "training"
-SETTINGS_FILE: Final = "config.json"
 LABELS_VOCABULARY: Final = "labels_vocabulary.yaml"
 
 _MASKFORMER: Final = "maskformer"
@@ -63,15 +63,9 @@ class SelfTrainingPlan:
         manifest = read_manifest(config.labels, config.version)
         require_kept(config.labels, manifest)
         vocabulary = _vocabulary(config, manifest)
-        data = LabelledImages.of(
-            config.images or _of_dataset(config, "images", config.split),
-            config.masks or _of_dataset(config, "masks", config.split),
-            vocabulary,
-            config.ignore_label,
-            config.max_image_pixels,
-        )
-        eval_images = config.eval_images or _of_dataset(config, "images", config.eval_split)
-        eval_masks = config.eval_masks or _of_dataset(config, "masks", config.eval_split)
+        data = labelled_images(config, vocabulary)
+        eval_images = _compared_on(config, "images")
+        eval_masks = _compared_on(config, "masks")
         for directory in (data.images, data.masks, eval_images, eval_masks):
             if not directory.is_dir():
                 raise SettingsError(f"there is no directory {directory}")
@@ -163,31 +157,14 @@ class SelfTrainingPlan:
 
         Raises SettingsError where it is of others, and what the training would raise.
         """
-        self._refuse_other_settings()
         output = str(self.config.output)
+        refuse_other_settings(output, self._deciding())
         write_bytes(output, LABELS_VOCABULARY, vocabulary_text(self.vocabulary).encode())
         # Without seen flags: all classes are learned now.
         learned = vocabulary_text(unflagged(self.vocabulary)).encode()
         write_bytes(output, f"{PSEUDO}/{VOCABULARY_FILE}", learned)
         ProposalTrainingPlan.of(self.training())  # whose images are not there yet
         write_bytes(output, SETTINGS_FILE, json.dumps(self._deciding(), indent=2).encode())
-
-    def _refuse_other_settings(self) -> None:
-        output = str(self.config.output)
-        deciding = self._deciding()
-        try:
-            known = json.loads(read_bytes(output, SETTINGS_FILE))
-        except FileNotFoundError:
-            return
-        except ValueError:
-            raise OutputError(f"{output}/{SETTINGS_FILE} is no JSON; name a new output") from None
-        others = [name for name in deciding if known.get(name) != deciding[name]]
-        if others:
-            told = ", ".join(f"{name} {known.get(name)!r}" for name in others[:_NAMED])
-            raise SettingsError(
-                f"{output} is the output of a self-training with other settings ({told}); give "
-                "those to go on with it, or name a new output"
-            )
 
     def _deciding(self) -> dict[str, Any]:
         """Return all that decides the result, as plain values."""
@@ -210,18 +187,19 @@ class SelfTrainingPlan:
 
 def _absolute(config: TrainSelfTrainingConfig) -> TrainSelfTrainingConfig:
     """Return settings that mean the same in workers, whose working directory is another."""
-    paths: dict[str, Any] = {
-        name: value.absolute() for name, value in config if isinstance(value, Path)
-    }
-    if "://" not in config.labels:
-        paths["labels"] = os.path.abspath(os.path.expanduser(config.labels))
-    return config.model_copy(update=paths)
+    if "://" in config.labels:
+        return absolute(config)
+    labels = os.path.abspath(os.path.expanduser(config.labels))
+    return absolute(config.model_copy(update={"labels": labels}))
 
 
-def _of_dataset(config: TrainSelfTrainingConfig, kind: str, split: str) -> Path:
+def _compared_on(config: TrainSelfTrainingConfig, kind: str) -> Path:
+    given: Path | None = getattr(config, f"eval_{kind}")
+    if given is not None:
+        return given
     if config.dataset is None:
-        raise SettingsError(f"give dataset, or {kind}")
-    return config.dataset / kind / split
+        raise SettingsError(f"give dataset, or eval_{kind}")
+    return config.dataset / kind / config.eval_split
 
 
 def _vocabulary(config: TrainSelfTrainingConfig, manifest: Manifest) -> Vocabulary:

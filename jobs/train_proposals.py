@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from jobs.progress import Progress, Silent
-from jobs.proposal_training_plan import ProposalTrainingPlan, usable
+from jobs.proposal_training_plan import ProposalTrainingPlan
+from jobs.training_plan import usable
 from pipeline import runtime
 from pipeline.lock import DatasetLock, new_run_id
 from pipeline.training import checkpoint
@@ -58,7 +59,7 @@ def train_proposals(
     ):
         plan.refuse_other_settings()
         findings = plan.findings(progress)
-        pairs = usable(config, findings)
+        pairs = [finding.pair for finding in usable(config, findings)]
         resumed_from = max(checkpoint.steps_saved(str(config.output)), default=0)
         training = ProposalTraining(
             config=config,

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.annotate import annotate
 from jobs.cli import main
-from jobs.pseudo_label_set import RECORDS, make_pseudo_set, made_pseudo_set
+from jobs.pseudo_label_set import RECORDS, made_pseudo_set, make_pseudo_set
 from jobs.self_training_plan import SelfTrainingPlan
 from jobs.train_self_training import train_self_training
 from pipeline.dataset import read_manifest, read_rows
@@ -270,7 +270,7 @@ def test_a_dataset_of_another_vocabulary_is_refused(other):
     swapped = [VOCABULARY[1], VOCABULARY[0], *VOCABULARY[2:]]
     with pytest.raises(VocabularyError, match="'red square' is 'red circle' there"):
         SelfTrainingPlan.of(other(swapped, seen_flags()))
-    with pytest.raises(VocabularyError, match="has 71 classes, .* labelled with 72"):
+    with pytest.raises(VocabularyError, match=r"has 71 classes, .* labelled with 72"):
         SelfTrainingPlan.of(other(VOCABULARY[:-1], seen_flags()[:-1]))
     with pytest.raises(VocabularyError, match=r"which classes are seen \(red circle\)"):
         SelfTrainingPlan.of(other(VOCABULARY, [False, *seen_flags()[1:]]))

@@ -13,8 +13,9 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from jobs.cli import main
-from jobs.proposal_training_plan import ProposalTrainingPlan, usable
+from jobs.proposal_training_plan import ProposalTrainingPlan
 from jobs.train_proposals import train_proposals
+from jobs.training_plan import usable
 from pipeline.models.clip import Clip, ClipSource, text_vectors
 from pipeline.models.embedded import EMBEDDED_CLIP, EMBEDDED_PROPOSER
 from pipeline.models.maskformer import BackboneConfig, MaskFormer, load_config
@@ -99,7 +100,7 @@ def prepared(text_KD):
     def make(config):
         plan = ProposalTrainingPlan.of(config)
         found = plan.findings(Quiet())
-        pairs = tuple(usable(plan.config, found))
+        pairs = tuple(finding.pair for finding in usable(plan.config, found))
         return ProposalTraining(plan.config, plan.model(len(pairs)), text_KD, plan.data, pairs)
 
     return make
@@ -307,7 +308,7 @@ def test_images_of_no_seen_class_are_left_out_and_recorded(settings, copy):
     assert {name for name, reason in found.items() if reason} == {"004.png", "005.png"}
     assert found["004.png"] == found["005.png"] == "no_seen_pixel"
     assert found == {finding.pair.image: finding.reason for finding in findings(config)}  # read
-    assert "004.png" not in [pair.image for pair in usable(config, findings(config))]
+    assert "004.png" not in [f.pair.image for f in usable(config, findings(config))]
 
 
 def test_bad_files_are_left_out_up_to_a_limit(settings, copy):

@@ -245,8 +245,11 @@ class Clip:
 
         Raises ModelError when the prompt does not fit the text tower, or a name is too long.
         """
-        prompted = PromptedNames.of(self.model, self._tokenizer, prompt)
-        return _in_passes(prompted.encode, names)
+        return _in_passes(self.prompted(prompt).encode, names)
+
+    def prompted(self, prompt: LearnedPrompt) -> PromptedNames:
+        """Return a learned prompt together with this CLIP; raises ModelError if they do not fit."""
+        return PromptedNames.of(self.model, self._tokenizer, prompt)
 
     @torch.inference_mode()
     def encode_crops(self, crops_N3SS: Tensor, batch: int) -> Tensor:

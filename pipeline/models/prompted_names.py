@@ -79,6 +79,10 @@ class PromptedNames:
             hook.remove()
         return features_ND
 
+    def tokens(self, names: Sequence[str]) -> Tensor:
+        """Return the token ids (N, L); those of learned vectors are 0. ModelError as `encode`."""
+        return torch.tensor([[token for token, _ in self._slots(name)] for name in names])
+
     def _slots(self, name: str) -> list[_Slot]:
         """Return the sequence of one class name, as long as the text tower's context."""
         start, *words, end = self._word_ids(name)

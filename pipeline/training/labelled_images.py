@@ -37,11 +37,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found out about a pair: `reason` is empty where it can be learned from."""
+    """What was found out about a pair: `reason` is empty where it can be learned from.
+
+    `positions` are those of the seen classes that the map shows.
+    """
 
     pair: Pair
     reason: str = ""
     detail: str = ""
+    positions: tuple[int, ...] = ()
 
     @property
     def is_bad(self) -> bool:
@@ -131,7 +135,8 @@ class LabelledImages:
                 f"{len(self.seen) - 1} for the classes of the vocabulary, and ignore_label "
                 f"{self.ignore_label}"
             )
-        return Finding(pair, "" if any(self.seen[label] for label in known) else NO_SEEN_PIXEL)
+        positions = tuple(sum(self.seen[:label]) for label in known if self.seen[label])
+        return Finding(pair, "" if positions else NO_SEEN_PIXEL, positions=positions)
 
     def load(self, pair: Pair) -> tuple[Image.Image, NDArray[np.int32]]:
         """Return an upright RGB image and the seen position or VOID of every pixel (H, W).

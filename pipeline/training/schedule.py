@@ -29,6 +29,16 @@ def poly(step: int, steps: int, power: float = 0.9, floor: float = 0.0) -> float
     return max(floor, math.pow(1 - step / steps, power))
 
 
+def held_cosine(step: int, steps: int, warmup: int, warmup_factor: float) -> float:
+    """Return the learning-rate factor of the paper's prompts: held small, then a cosine to zero.
+
+    The cosine is that of the whole run; the warm-up hides its beginning.
+    """
+    if step < warmup:
+        return warmup_factor
+    return 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return optimiser groups: matrices and kernels decay; biases, norms and scalars do not."""
     trained = [value for value in model.parameters() if value.requires_grad]
@@ -67,12 +77,17 @@ class PaperOptimiser:
         ]
 
     def step(self, optimizer: torch.optim.Optimizer) -> float:
-        """Clip the global norm of all gradients, update, and return the norm before clipping.
+        """Do `clipped_step` with the limit of these settings."""
+        return clipped_step(optimizer, self.max_norm)
 
-        Where the norm is not finite nothing is updated.
-        """
-        values = [value for group in optimizer.param_groups for value in group["params"]]
-        norm = float(torch.nn.utils.clip_grad_norm_(values, self.max_norm))
-        if math.isfinite(norm):
-            optimizer.step()
-        return norm
+
+def clipped_step(optimizer: torch.optim.Optimizer, max_norm: float) -> float:
+    """Clip the global norm of all gradients, update, and return the norm before clipping.
+
+    Where the norm is not finite nothing is updated.
+    """
+    values = [value for group in optimizer.param_groups for value in group["params"]]
+    norm = float(torch.nn.utils.clip_grad_norm_(values, max_norm))
+    if math.isfinite(norm):
+        optimizer.step()
+    return norm
