@@ -37,6 +37,8 @@ from schemas.vocabulary import Vocabulary, VocabularyClass, read_vocabulary
 
 PSEUDO: Final = "pseudo"
 TRAINING: Final = "training"
+BEFORE: Final = "before"
+AFTER: Final = "after"
 LABELS_VOCABULARY: Final = "labels_vocabulary.yaml"
 
 _MASKFORMER: Final = "maskformer"
@@ -138,18 +140,20 @@ class SelfTrainingPlan:
         return {"initial_weights": Path(weights).absolute() if weights else EMBEDDED_PROPOSER}
 
     def comparison(self, name: str) -> AnnotateConfig:
-        """Return how the images to compare on are labelled `before` and `after`."""
+        """Return how the images to compare on are labelled BEFORE and AFTER."""
         changed: dict[str, Any] = {
             "source": str(self.eval_images),
             "output": str(self.config.output / name),
             "keep_embeddings": False,
             **{field: getattr(self.config, field) for field in _EXECUTION},
         }
-        if name == "after":
+        if name == AFTER:
             changed |= {
                 "proposer": _MASKFORMER,
                 "proposer_weights": str(self.config.output / TRAINING / PROPOSER),
             }
+            if self.config.ensemble_weight_after is not None:
+                changed["ensemble_weight"] = self.config.ensemble_weight_after
         return self.annotation.config.model_copy(update=changed)
 
     def begin(self) -> None:

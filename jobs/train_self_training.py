@@ -19,7 +19,7 @@ from jobs.annotation_flows import actor_cpus, actors
 from jobs.evaluate import evaluate
 from jobs.progress import Progress, Silent
 from jobs.pseudo_label_set import PseudoSummary, made_pseudo_set, make_pseudo_set
-from jobs.self_training_plan import SelfTrainingPlan
+from jobs.self_training_plan import AFTER, BEFORE, SelfTrainingPlan
 from jobs.train_proposals import train_proposals
 from pipeline import runtime
 from pipeline.evaluation.result import EvaluateResult, MeanIoUs
@@ -30,9 +30,6 @@ from schemas.config import EvaluateConfig
 from schemas.self_training_config import TrainSelfTrainingConfig
 
 RESULT_FILE: Final = "result.json"
-
-BEFORE: Final = "before"
-AFTER: Final = "after"
 
 
 @dataclass(frozen=True)

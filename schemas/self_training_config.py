@@ -57,6 +57,13 @@ class TrainSelfTrainingConfig(PseudoLabelConfig, ProposalTrainingSettings):
     eval_masks: Path | None = Field(
         None, description="directory of their PNG label maps, where there is no dataset"
     )
+    ensemble_weight_after: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="ensemble_weight of the comparison after: by then the query head has learned "
+        "all classes, and 0.5 treats them alike; that of the dataset if absent",
+    )
     initial_weights: Path | None = Field(
         None,
         description="directory of a proposer to start from; if absent the one that labelled, or "
