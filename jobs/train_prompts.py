@@ -148,6 +148,8 @@ def as_json(result: TrainPromptsResult) -> dict[str, Any]:
 
 def _train(training: PromptTraining, progress: Progress, run_id: str, resumed_from: int) -> None:
     config = training.config
+    if all(map(training.is_done, config.seeds)):
+        return
     total = config.steps * len(config.seeds)
     start = f", from step {resumed_from}" if resumed_from else ""
     progress.say(

@@ -109,11 +109,7 @@ class _Seed:
 
     def run(self, report: Report) -> None:
         """Make the steps that are missing, then write the prompt and its figures."""
-        try:
-            read_figures(self._training, self._seed)
-        except FileNotFoundError:
-            pass
-        else:
+        if self._training.is_done(self._seed):
             report(self._config.steps, f"seed {self._seed}: done")
             return
         first = max(checkpoint.steps_saved(self._output), default=0)

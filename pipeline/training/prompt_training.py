@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from pipeline.files import list_files
 from pipeline.models.clip import ClipSource
 from pipeline.resize import Size
 from pipeline.training.labelled_images import LabelledImages
@@ -37,6 +38,10 @@ class PromptTraining:
     def output_of(self, seed: int) -> str:
         """Return the directory of one seed."""
         return f"{self.output}/seed-{seed}"
+
+    def is_done(self, seed: int) -> bool:
+        """Return whether a seed's prompt and figures are written."""
+        return FIGURES_FILE in list_files(self.output_of(seed), "")
 
     @property
     def classes_without_samples(self) -> tuple[str, ...]:
