@@ -12,7 +12,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from jobs.annotate import annotate
 from jobs.annotation_flows import actor_cpus, actors
@@ -86,20 +86,17 @@ class _Steps:
         """Do what is left; `started` is on the monotonic clock."""
         summary = self._pseudo_labels()
         proposer = self._training()
-        before, after = self._compared(BEFORE), self._compared(AFTER)
-        result = TrainSelfTrainingResult(
+        compared = self._comparison()
+        return TrainSelfTrainingResult(
             pseudo=self._plan.pseudo_directory,
             proposer=proposer,
             summary=summary,
-            images=before.images,
-            before=before.headline,
-            after=after.headline,
+            images=compared["images"],
+            before=MeanIoUs(**compared[BEFORE]),
+            after=MeanIoUs(**compared[AFTER]),
             kept=tuple(self._kept),
             seconds=time.monotonic() - started,
         )
-        figures = {BEFORE: asdict(result.before), AFTER: asdict(result.after)}
-        write_bytes(str(self._output), RESULT_FILE, json.dumps(figures, indent=1).encode())
-        return result
 
     def _pseudo_labels(self) -> PseudoSummary:
         made = made_pseudo_set(self._plan)
@@ -115,14 +112,26 @@ class _Steps:
             return config.output / PROPOSER
         return train_proposals(config, self._progress).proposer
 
-    def _compared(self, name: str) -> EvaluateResult:
+    def _comparison(self) -> dict[str, Any]:
+        """Return the images compared on, and plain figures before and after."""
+        if self.are_done():
+            self._kept.append("comparison")
+            known: dict[str, Any] = json.loads((self._output / RESULT_FILE).read_bytes())
+            return known
+        before, after = self._evaluated(BEFORE), self._evaluated(AFTER)
+        compared = {
+            "images": before.images,
+            BEFORE: asdict(before.headline),
+            AFTER: asdict(after.headline),
+        }
+        write_bytes(str(self._output), RESULT_FILE, json.dumps(compared, indent=1).encode())
+        return compared
+
+    def _evaluated(self, name: str) -> EvaluateResult:
         """Label the comparison images and hold them against their truth."""
         config = self._plan.comparison(name)
-        if self.are_done():
-            self._kept.append(name)
-        else:
-            self._progress.say(f"labels {name} the second round")
-            annotate(config, self._progress)
+        self._progress.say(f"labels {name} the second round")
+        annotate(config, self._progress)
         return evaluate(
             EvaluateConfig(
                 dataset=config.output,

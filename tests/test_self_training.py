@@ -325,7 +325,7 @@ def test_the_whole_command_compares_and_is_not_done_twice(settings):
     assert first.before != first.after  # one step was made
     assert load_config(first.proposer).seen_classes == VOCABULARY
     again = train_self_training(config)
-    assert again.kept == ("pseudo labels", "training", "before", "after")
+    assert again.kept == ("pseudo labels", "training", "comparison")
     assert replace(again, kept=(), seconds=0.0) == replace(first, seconds=0.0)
     (config.output / "result.json").unlink()
     assert train_self_training(config).kept == ("pseudo labels", "training")
