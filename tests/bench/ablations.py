@@ -59,15 +59,21 @@ _FIRST_TRAIN_SEED = 100  # below it are those of the embedded models
 _FIRST_TEST_SEED = TEST_SEED + 100  # the demo shows TEST_SEED and its neighbours
 _IGNORE = 255
 
-# Views as annotate cuts them (mean fill, squares): what is measured is the prompt, not the quirks.
+# Regions as annotate cuts them (mean fill, whole, square): with the paper's augmentation, which may
+# show a twelfth of a region, shapes are not to be told apart, and CLIP alone reached hIoU 0.665 on
+# 100 validation scenes, without it 0.686. Learning rates 0.05, 0.1 and 2.0, 4 vectors, 64 regions of
+# a class and 1,000 steps were no better. The single template has 0.693 there: no prompt has anything
+# to gain, because this CLIP was trained on captions of 36 templates, with which, with names alone and
+# with templates that it never met ("a tattoo of a {}.") it is right equally often, 83 to 84 % of
+# seen and unseen regions of imperfect masks. Learned vectors fit the exact masks that they see.
 _PROMPTS: dict[str, Any] = {
     "region_fill": "mean",
     "region_shape": "square",
+    "augment": False,
     "samples_per_class": 16,
     "repeat_samples": False,
-    "views_per_sample": 2,
     "learning_rate": 0.5,
-    "steps": 300,
+    "steps": 600,
     "warmup_steps": 20,
 }
 # A short second round from the embedded proposer: views of the size that it proposes at, all of its
@@ -75,13 +81,13 @@ _PROMPTS: dict[str, Any] = {
 # 0.5 because the query head has learned all classes by then: with 0.7, unseen ones would get the
 # smaller exponent, and so the larger score, for probabilities that no longer need it.
 _SECOND_ROUND: dict[str, Any] = {
-    "steps": 400,
+    "steps": 500,
     "batch_size": 8,
     "crop_size": 128,
     "short_edges": (128, 136, 144),
     "max_long_edge": 512,
     "colour_jitter": False,
-    "learning_rate": 2e-4,
+    "learning_rate": 1e-4,
     "backbone_factor": 1.0,
     "ensemble_weight_after": 0.5,
 }
@@ -91,8 +97,8 @@ _SECOND_ROUND: dict[str, Any] = {
 class Sizes:
     """How much is done."""
 
-    train_scenes: int = 240
-    test_scenes: int = 200
+    train_scenes: int = 200
+    test_scenes: int = 160
     prompts: dict[str, Any] | None = None
     second_round: dict[str, Any] | None = None
 
