@@ -63,7 +63,7 @@ def run_flows(plan: AnnotationPlan, work: Work, run_id: str, progress: Progress)
         ),
         config.propose_batch, config.propose_actors, propose_device, cpus,
     )  # fmt: skip
-    label = _label(plan, texts, run_id)
+    label = label_stage(plan, texts, run_id)
     classify = runtime.Placement(
         Classify(_embed(plan), label, config.keep_embeddings),
         config.classify_batch, config.classify_actors, classify_device, cpus,
@@ -136,7 +136,8 @@ def _embed(plan: AnnotationPlan) -> Embed:
     )
 
 
-def _label(plan: AnnotationPlan, texts: Texts, run_id: str) -> Label:
+def label_stage(plan: AnnotationPlan, texts: Texts, run_id: str) -> Label:
+    """Return the stage that labels embedded images by the plan."""
     config = plan.config
     return Label(
         names=plan.vocabulary.names,

@@ -108,6 +108,11 @@ COMMANDS: Final[dict[str, _Command]] = {
         "schemas.training_config:TrainProposalsConfig",
         "jobs.train_proposals:train_proposals", "training:show_train_proposals",
     ),
+    "train self-training": _Command(
+        "train a proposer on a dataset's labels of unseen classes, and say what that gains",
+        "schemas.self_training_config:TrainSelfTrainingConfig",
+        "jobs.train_self_training:train_self_training", "self_training:show_self_training",
+    ),
     "train prompts": _Command(
         "learn vectors around class names, from regions of the seen classes",
         "schemas.prompt_training_config:TrainPromptsConfig",

@@ -19,6 +19,7 @@ from jobs.prompt_training_plan import PromptTrainingPlan
 from pipeline import runtime
 from pipeline.files import write_bytes
 from pipeline.lock import DatasetLock, new_run_id
+from pipeline.machines import Device
 from pipeline.training import checkpoint
 from pipeline.training.prompt_loop import held_out_figures, read_figures, train
 from pipeline.training.prompt_training import PROMPT_FILE, PromptTraining
@@ -167,7 +168,7 @@ def _train(training: PromptTraining, progress: Progress, run_id: str, resumed_fr
     workers = Workers(
         config.workers,
         config.cpus_per_worker,
-        runtime.gpus_per_actor(config.gpus_per_worker),
+        Device.of(config.gpus_per_worker, None, {}).num_gpus,
         config.max_failures,
     )
     run_workers(partial(train, training), workers, config.output, run_id, report)

@@ -54,7 +54,11 @@ def pseudo_labels(
         competing_KHW = scores_KHW
     best_HW, labels_HW = competing_KHW.max(dim=0)
     labels_HW = labels_HW.masked_fill(best_HW < settings.min_score, settings.rejected_index)
+    return torch.where(known_pixels(truth_HW, seen_K), truth_HW.long(), labels_HW)
+
+
+def known_pixels(truth_HW: Tensor, seen_K: Tensor) -> Tensor:
+    """Return where the truth is a seen class (H, W): these pixels need no pseudo label."""
     truth_HW = truth_HW.long()
-    is_class_HW = (truth_HW >= 0) & (truth_HW < num_classes)
-    is_seen_HW = is_class_HW & seen_K[truth_HW.clamp(0, num_classes - 1)]
-    return torch.where(is_seen_HW, truth_HW, labels_HW)
+    is_class_HW = (truth_HW >= 0) & (truth_HW < len(seen_K))
+    return is_class_HW & seen_K[truth_HW.clamp(0, len(seen_K) - 1)]

@@ -40,6 +40,7 @@ _POLL_S: Final = 0.5
 # How often an image may be at work, alone, in a worker that dies, before it is the image's fault.
 _MAX_DEATHS: Final = 3
 _LOCAL_THREADS: Final = 4
+_TASKS_PER_CPU: Final = 2  # of those handed out one by one: at work, and next
 _CODE: Final = Path(__file__).resolve().parents[1]
 _PACKAGES: Final = ("schemas", "pipeline", "jobs")
 
@@ -221,6 +222,24 @@ def map_tasks(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
     except ray.exceptions.RayError as error:
         raise _cause(error) from None
     return results
+
+
+def stream_tasks(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Yield `work` of every item as tasks finish, in any order; few are handed out at a time."""
+    remote, shared = ray.remote(_apply), ray.put(work)
+    limit = _TASKS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    waiting: list[Any] = []
+    try:
+        for item in items:
+            waiting.append(remote.remote(shared, item))
+            if len(waiting) >= limit:
+                finished, waiting = ray.wait(waiting)
+                yield from ray.get(finished)
+        while waiting:
+            finished, waiting = ray.wait(waiting)
+            yield from ray.get(finished)
+    except ray.exceptions.RayError as error:
+        raise _cause(error) from None
 
 
 def _apply(work: Callable[[T], R], item: T) -> R:

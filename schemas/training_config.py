@@ -100,9 +100,47 @@ class TrainingExecution(Config):
     )
 
 
-class TrainProposalsConfig(
-    TrainingDataSettings, TextSettings, AugmentationSettings, TrainingExecution
+class RecipeSettings(Config):
+    """Steps, optimiser and losses of a MaskFormer's training."""
+
+    steps: int = Field(60_000, ge=1, description="optimiser steps")
+    batch_size: int = Field(32, ge=1, description="images per step, over all workers")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="arithmetic of the network; losses are always fp32"
+    )
+    learning_rate: float = Field(1e-4, gt=0, description="of the first step; it falls to 0")
+    backbone_factor: float = Field(0.1, ge=0, description="on the learning rate of the backbone")
+    schedule_power: float = Field(0.9, gt=0, description="of the falling learning rate")
+    weight_decay: float = Field(1e-4, ge=0, description="of all but norms and embeddings")
+    max_norm: float = Field(0.01, gt=0, description="gradients are clipped to this, as one vector")
+    class_weight: float = Field(1.0, ge=0, description="weight of the class loss")
+    mask_weight: float = Field(20.0, ge=0, description="weight of the focal loss of masks")
+    dice_weight: float = Field(1.0, ge=0, description="weight of the dice loss of masks")
+    no_object_weight: float = Field(
+        0.1, gt=0, description="weight of queries without a mask in the class loss"
+    )
+    seed: int = Field(0, ge=0, description="of all that is random")
+
+
+class ProposalTrainingSettings(
+    TrainingDataSettings, AugmentationSettings, RecipeSettings, TrainingExecution
 ):
+    """What every training of a MaskFormer takes."""
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        parts = self.workers * self.accumulation
+        if self.batch_size % parts:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be shared by {self.workers} workers in "
+                f"{self.accumulation} parts; it must be a multiple of {parts}"
+            )
+        if min(self.short_edges) < 1:
+            raise ValueError(f"short_edges holds {min(self.short_edges)}; sides are 1 or more")
+        return self
+
+
+class TrainProposalsConfig(ProposalTrainingSettings, TextSettings):
     """Train a MaskFormer on the seen classes of labelled images; run again, it goes on."""
 
     output: Path = Field(
@@ -123,36 +161,11 @@ class TrainProposalsConfig(
     licence: str = Field("unknown", description="licence of the weights, recorded with them")
     short_edge: int = Field(640, ge=16, description="shorter side of images after training")
     long_edge: int = Field(2560, ge=16, description="limit of their longer side")
-    steps: int = Field(60_000, ge=1, description="optimiser steps")
-    batch_size: int = Field(32, ge=1, description="images per step, over all workers")
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="arithmetic of the network; losses are always fp32"
-    )
-    learning_rate: float = Field(1e-4, gt=0, description="of the first step; it falls to 0")
-    backbone_factor: float = Field(0.1, ge=0, description="on the learning rate of the backbone")
-    schedule_power: float = Field(0.9, gt=0, description="of the falling learning rate")
-    weight_decay: float = Field(1e-4, ge=0, description="of all but norms and embeddings")
-    max_norm: float = Field(0.01, gt=0, description="gradients are clipped to this, as one vector")
-    class_weight: float = Field(1.0, ge=0, description="weight of the class loss")
-    mask_weight: float = Field(20.0, ge=0, description="weight of the focal loss of masks")
-    dice_weight: float = Field(1.0, ge=0, description="weight of the dice loss of masks")
-    no_object_weight: float = Field(
-        0.1, gt=0, description="weight of queries without a mask in the class loss"
-    )
-    seed: int = Field(0, ge=0, description="of all that is random")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        parts = self.workers * self.accumulation
-        if self.batch_size % parts:
-            raise ValueError(
-                f"batch_size {self.batch_size} cannot be shared by {self.workers} workers in "
-                f"{self.accumulation} parts; it must be a multiple of {parts}"
-            )
         if self.short_edge > self.long_edge:
             raise ValueError(f"short_edge {self.short_edge} is above long_edge {self.long_edge}")
         if self.initial_weights is not None and self.backbone_weights is not None:
             raise ValueError("initial_weights and backbone_weights exclude each other")
-        if min(self.short_edges) < 1:
-            raise ValueError(f"short_edges holds {min(self.short_edges)}; sides are 1 or more")
         return self

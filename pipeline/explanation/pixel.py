@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pipeline.fusion import LOGIT_SCALE, bilinear_taps, fuse, query_probs, region_probs
-from pipeline.masks import mask_probs, unpack_logits
-from pipeline.models.crops import expand_box, mask_boxes
+from pipeline.bilinear import bilinear_taps
+from pipeline.fusion import LOGIT_SCALE, fuse, query_probs, region_probs
+from pipeline.masks import boxes_around, mask_probs, unpack_logits
+from pipeline.models.crops import expand_boxes
 from pipeline.resize import Size, padded_size
 from pipeline.stages.compact import is_compact, picture_logits, vectors
 from pipeline.text_vectors import Texts
@@ -181,8 +182,10 @@ def _crop_box(row: Row, proposal: int, models: Mapping[str, Any]) -> tuple[int, 
         return 0, 0, size[1], size[0]
     logits_1hw = _mask_logits(row, models)[proposal, None]
     mask_1HW = mask_probs(logits_1hw, padded_size(size, models["divisor"]), size)
-    box = mask_boxes(mask_1HW > models["mask_threshold"])[0].tolist()
-    return expand_box(box, models["mask_expand_ratio"], size)
+    binary_1HW = mask_1HW > models["mask_threshold"]
+    box_14 = boxes_around(binary_1HW.any(dim=2), binary_1HW.any(dim=1))
+    left, top, right, bottom = expand_boxes(box_14, models["mask_expand_ratio"], size)[0].tolist()
+    return left, top, right, bottom
 
 
 def _mask_probs_at(row: Row, models: Mapping[str, Any], at: Size, size: Size) -> Tensor:

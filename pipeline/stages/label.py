@@ -3,7 +3,7 @@
 Dimension key: K class names, Q proposals, V valid proposals, D embedding, H W image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,15 +16,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.fingerprints import Fingerprints
-from pipeline.fusion import LabelMap, fuse, label_map, query_probs, region_probs
+from pipeline.fusion import (
+    LabelMap,
+    ScoreTile,
+    fuse,
+    label_map,
+    query_probs,
+    region_probs,
+    score_tiles,
+)
 from pipeline.masks import Precision
 from pipeline.models.device import pick_device
 from pipeline.oracle import oracle_scores
 from pipeline.pixels import PixelScorer, pixel_score_tiles
 from pipeline.quick_labels import quick_label_map
-from pipeline.resize import padded_size, resize_nearest
+from pipeline.resize import resize_nearest
 from pipeline.segments import encode_segments
-from pipeline.stages.compact import is_compact, picture_logits, vectors
+from pipeline.stages.compact import is_compact, vectors
 from pipeline.stages.rows import Row, is_quarantined, isolate_live, quarantine
 from pipeline.stages.soft_masks import masks_of, pixel_embeds
 from pipeline.truth import Truths
@@ -81,7 +89,9 @@ class Label:
     def _labelled(self, row: Row) -> tuple[Row, LabelMap | None]:
         """Return the row and its label map, on the CPU; None: it has become quarantined."""
         if row["pixel_embeds"] is not None:
-            return row, self._pixel_labels(row).cpu()
+            device = torch.device(pick_device())
+            labels = LabelMap.of(self._pixel_tiles(row), (row["height"], row["width"]), device)
+            return row, labels.cpu()
         if is_compact(row):
             return row, self._quick_labels(row).cpu()
         masks = masks_of(row, self.precision, self.divisor)
@@ -93,6 +103,13 @@ class Label:
         else:
             class_scores_QK = self._class_scores(row)
         return row, label_map(class_scores_QK, masks, (row["height"], row["width"])).cpu()
+
+    def score_tiles(self, row: Row) -> Iterator[ScoreTile]:
+        """Return the summed class scores of a row of EMBEDDED, from top to bottom (spec 2.7)."""
+        if row["pixel_embeds"] is not None:
+            return self._pixel_tiles(row)
+        masks = masks_of(row, self.precision, self.divisor)
+        return score_tiles(self._class_scores(row), masks, (row["height"], row["width"]))
 
     def _annotated(self, row: Row, labels: LabelMap | None) -> Row:
         if labels is None:
@@ -110,15 +127,15 @@ class Label:
         }
 
     def _quick_labels(self, row: Row) -> LabelMap:
-        resized, original = (row["image_height"], row["image_width"]), (row["height"], row["width"])
+        masks = masks_of(row, self.precision, self.divisor)
         return quick_label_map(
             self._class_scores(row),
-            torch.from_numpy(picture_logits(row)).to(pick_device()),
-            (padded_size(resized, self.divisor), resized, original),
+            masks.logits_Qhw,
+            (masks.padded, masks.size, (row["height"], row["width"])),
             self.min_score,
         )
 
-    def _pixel_labels(self, row: Row) -> LabelMap:
+    def _pixel_tiles(self, row: Row) -> Iterator[ScoreTile]:
         embeds_Dhw = pixel_embeds(row, self.precision, self.query_text_KD.shape[1])
         device = embeds_Dhw.device
         scorer = PixelScorer(
@@ -128,8 +145,7 @@ class Label:
             self.ensemble_weight,
         )
         image_size, size = (row["image_height"], row["image_width"]), (row["height"], row["width"])
-        tiles = pixel_score_tiles(embeds_Dhw, scorer, image_size, size)
-        return LabelMap.of(tiles, size, device)
+        return pixel_score_tiles(embeds_Dhw, scorer, image_size, size)
 
     def _oracle_scores(self, row: Row, masks_QHW: Tensor, truths: Truths) -> Tensor:
         truth_HW = truths.read(row["uri"], (row["height"], row["width"]))

@@ -9,6 +9,7 @@ from torch import Tensor
 from pipeline.masks import Precision, SoftMasks, unpack_logits
 from pipeline.models.device import pick_device
 from pipeline.resize import padded_size
+from pipeline.stages.compact import is_compact, picture_logits
 from pipeline.stages.rows import Row
 
 _CERTAIN: Final = 100.0  # a logit whose sigmoid is 1 in float32
@@ -28,7 +29,10 @@ def masks_of(row: Row, precision: Precision, divisor: int) -> SoftMasks:
     if row["pixel_embeds"] is not None:
         everywhere_111 = torch.full((1, 1, 1), _CERTAIN, device=pick_device())
         return SoftMasks(everywhere_111, size, size)
-    logits_Qhw = _unpack(row, "mask_logits", row["n_proposals"], precision)
+    if is_compact(row):
+        logits_Qhw = torch.from_numpy(picture_logits(row)).to(pick_device())
+    else:
+        logits_Qhw = _unpack(row, "mask_logits", row["n_proposals"], precision)
     return SoftMasks(logits_Qhw, padded_size(size, divisor), size)
 
 
