@@ -3,6 +3,7 @@
 import errno
 import threading
 from io import BytesIO
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from pipeline.files import (
     delete_files,
     list_facts,
     list_files,
+    open_whole,
     read_bytes,
     write_bytes,
 )
@@ -152,3 +154,17 @@ def test_an_answer_is_taken_as_it_is(troubled, error, kind):
     with pytest.raises(kind):
         read_bytes("az://c/labels", "a")
     assert len(troubled) == 1
+
+
+def test_a_file_written_bit_by_bit_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    def write(*pieces: bytes) -> None:
+        with open_whole(str(tmp_path), "deep/file") as file:
+            for piece in pieces:
+                file.write(piece)
+                assert not (tmp_path / "deep" / "file").exists() or pieces[0] == b"second"
+
+    write(b"fir", b"st")
+    with pytest.raises(TypeError):
+        write(b"second", None)  # type: ignore[arg-type]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["file"]
+    assert (tmp_path / "deep" / "file").read_bytes() == b"first"
