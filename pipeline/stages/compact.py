@@ -24,8 +24,8 @@ def compacted(images: pa.Table, precision: Precision) -> pa.Table:
 
 
 def is_compact(row: Row) -> bool:
-    """Return whether the masks of an EMBEDDED row are a picture."""
-    return row["mask_picture"] is not None
+    """Return whether the masks of a row are a picture; before EMBEDDED they never are."""
+    return row.get("mask_picture") is not None
 
 
 def picture_logits(row: Row) -> np.ndarray[Any, np.dtype[np.float32]]:

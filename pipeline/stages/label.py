@@ -68,7 +68,7 @@ class Label:
     def _written(self, row: Row) -> Row:
         kept = {name: row[name] for name in ANNOTATED.names if name in row}
         fingerprint = self.fingerprints.label
-        if row["mask_picture"] is not None:
+        if is_compact(row):
             fingerprint = self.fingerprints.label_of_compact
         if is_quarantined(row):
             fingerprint = self.fingerprints.of_failure(row["error"]["stage"])
