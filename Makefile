@@ -67,7 +67,7 @@ lock: $(INSTALLED)  ## write the versions that are installed; torch itself pins 
 
 $(INSTALLED): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev,cluster]'
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev,cluster,readers]'
 	@touch $@
 
 clean:

@@ -83,7 +83,8 @@ class StoredVectors:
     def __init__(self, training: PromptTraining, kind: str) -> None:
         paths = [_path(*file) for file in files(training) if file[0] == kind]
         self._parts: list[Floats] = [
-            np.load(f"{training.output}/{path}", mmap_mode="r") for path in paths
+            np.load(f"{training.output}/{path}", mmap_mode="r", allow_pickle=False)
+            for path in paths
         ]
 
     def __getitem__(self, at: tuple[NDArray[np.int64], NDArray[np.int64]]) -> Floats:
