@@ -144,7 +144,7 @@ class SelfTrainingPlan:
         changed: dict[str, Any] = {
             "source": str(self.eval_images),
             "output": str(self.config.output / name),
-            "keep_embeddings": False,
+            "keep_embeddings": None,
             **{field: getattr(self.config, field) for field in _EXECUTION},
         }
         if name == AFTER:

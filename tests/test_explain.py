@@ -60,7 +60,7 @@ def made(tmp_path_factory):
     decoded = FetchDecode(*plan.edges, source_settings(config))(
         take_inventory(str(photos), ("png",)).images
     )
-    label = flows._label(plan, texts, "run-1")
+    label = flows.label_stage(plan, texts, "run-1")
     proposed = Propose("maskformer", None, plan.proposer.divisor, "float16")(decoded)
     part = write_part(output, "run-1", Classify(flows._embed(plan), label, True)(proposed))
     write_texts(output, plan.fingerprints.label, texts)

@@ -65,7 +65,7 @@ def world(tmp_path_factory, ray_session):
             source=str(root / "set" / "images" / "train"),
             vocabulary=root / "set" / "vocabulary.yaml",
             output=str(root / "labels"),
-            keep_embeddings=True,
+            keep_embeddings="exact",
             max_bad_fraction=1.0,
         )
     )
@@ -287,7 +287,7 @@ def test_a_dataset_without_embeddings_or_flags_is_refused(world, settings, tmp_p
     annotate(config)
     with pytest.raises(SettingsError, match="annotate with --keep-embeddings"):
         SelfTrainingPlan.of(settings(labels=str(tmp_path / "labels")))
-    annotate(config.model_copy(update={"keep_embeddings": True}))
+    annotate(config.model_copy(update={"keep_embeddings": "exact"}))
     with pytest.raises(VocabularyError, match="without both seen and unseen classes"):
         SelfTrainingPlan.of(settings(labels=str(tmp_path / "labels")))
 

@@ -194,7 +194,7 @@ def annotation(root: Path, split: str, output: str, changes: dict[str, Any]) -> 
         source=str(root / "set" / "images" / split),
         vocabulary=root / "set" / "vocabulary.yaml",
         output=str(root / output),
-        keep_embeddings=True,
+        keep_embeddings="exact",
         **{**chosen_settings(EMBEDDED_QUALITY), **changes},
     )
 

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from jobs.annotate import annotate
-from jobs.annotation_flows import _label, encode_vocabulary
+from jobs.annotation_flows import encode_vocabulary, label_stage
 from jobs.annotation_plan import AnnotationPlan
 from jobs.relabel import relabel
 from pipeline.dataset import publish, read_manifest, read_rows
@@ -187,7 +187,7 @@ def stage_rate(dataset: str, names: Path, rows: list[dict[str, Any]]) -> float:
     vocabulary = read_vocabulary(names)
     plan = AnnotationPlan.of(AnnotateConfig.model_validate(manifest.config), vocabulary)
     prompts = (plan.query_prompts, plan.region_prompts)
-    label = _label(plan, encode_vocabulary(plan.clip, vocabulary, prompts), "run")
+    label = label_stage(plan, encode_vocabulary(plan.clip, vocabulary, prompts), "run")
     kept = [{name: row[name] for name in EMBEDDED.names} for row in rows]
     table = conform(pa.Table.from_pylist(kept, schema=EMBEDDED), EMBEDDED)
     label(table)

@@ -26,13 +26,13 @@ class LoggedProgress(TerminalProgress):
         self._write(said=what)
         super().say(what)
 
-    def start(self, stages: Sequence[str], total: int) -> None:
+    def start(self, stages: Sequence[str], total: int, unit: str = "images", done: int = 0) -> None:
         self._write(stages=list(stages), total=total)
-        super().start(stages, total)
+        super().start(stages, total, unit, done)
 
-    def update(self, done: Mapping[str, int]) -> None:
+    def update(self, done: Mapping[str, int], note: str = "") -> None:
         self._write(done=dict(done))
-        super().update(done)
+        super().update(done, note)
 
     def _write(self, **line: Any) -> None:
         with self._log.open("a") as file:
