@@ -12,7 +12,7 @@ from jobs.cli import main
 from jobs.pseudo_label_set import RECORDS, made_pseudo_set, make_pseudo_set
 from jobs.self_training_plan import SelfTrainingPlan
 from jobs.train_self_training import train_self_training
-from pipeline.dataset import read_manifest, read_rows
+from pipeline.dataset import publish, read_manifest, read_rows
 from pipeline.datasets.layout import read_dataset, read_split
 from pipeline.models.maskformer import load_config
 from pipeline.segments import decode_label_map
@@ -21,8 +21,9 @@ from pipeline.training.class_cap import ClassCap
 from pipeline.training.labelled_images import LabelledImages
 from pipeline.truth import read_indices
 from schemas.config import AnnotateConfig
-from schemas.errors import ModelError, SettingsError, VocabularyError
+from schemas.errors import ModelError, OutputError, SettingsError, VocabularyError
 from schemas.self_training_config import TrainSelfTrainingConfig
+from schemas.vocabulary import Vocabulary
 from tests.training_sets import SEED, add, write_vocabulary
 
 pytestmark = pytest.mark.ray
@@ -73,20 +74,23 @@ def world(tmp_path_factory, ray_session):
     return root
 
 
+def defaults(world):
+    return {
+        "labels": str(world / "labels"),
+        "dataset": world / "set",
+        "steps": 1,
+        "batch_size": 2,
+        "crop_size": 96,
+        "short_edges": (96,),
+        "gpus_per_worker": 0,
+    }
+
+
 @pytest.fixture
 def settings(world, tmp_path):
     def make(name="run", **changed):
-        values = {
-            "labels": str(world / "labels"),
-            "dataset": world / "set",
-            "output": tmp_path / name,
-            "steps": 1,
-            "batch_size": 2,
-            "crop_size": 96,
-            "short_edges": (96,),
-            "gpus_per_worker": 0,
-        }
-        return TrainSelfTrainingConfig(**{**values, **changed})
+        values = {**defaults(world), "output": tmp_path / name, **changed}
+        return TrainSelfTrainingConfig(**values)
 
     return make
 
@@ -276,28 +280,41 @@ def test_a_dataset_of_another_vocabulary_is_refused(other):
         SelfTrainingPlan.of(other(VOCABULARY, [False, *seen_flags()[1:]]))
 
 
-def test_a_dataset_without_embeddings_or_flags_is_refused(world, settings, tmp_path):
-    names = tmp_path / "names.txt"
-    names.write_text("\n".join(VOCABULARY))
-    config = AnnotateConfig(
-        source=str(world / "set" / "images" / "val"),
-        vocabulary=names,
-        output=str(tmp_path / "labels"),
-    )
-    annotate(config)
+@pytest.fixture
+def republished(world, tmp_path):
+    """Publish the dataset once more with a changed manifest; return where."""
+
+    def make(**changes):
+        manifest = read_manifest(str(world / "labels"))
+        copy = tmp_path / f"labels{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(world / "labels", copy)
+        publish(str(copy), manifest.model_copy(update={"version": 2, **changes}))
+        return str(copy)
+
+    return make
+
+
+def test_a_dataset_without_embeddings_or_flags_is_refused(settings, republished):
     with pytest.raises(SettingsError, match="annotate with --keep-embeddings"):
-        SelfTrainingPlan.of(settings(labels=str(tmp_path / "labels")))
-    annotate(config.model_copy(update={"keep_embeddings": "exact"}))
+        SelfTrainingPlan.of(settings(labels=republished(embeddings=())))
+    plain = Vocabulary.of(VOCABULARY)
     with pytest.raises(VocabularyError, match="without both seen and unseen classes"):
-        SelfTrainingPlan.of(settings(labels=str(tmp_path / "labels")))
+        SelfTrainingPlan.of(settings(labels=republished(vocabulary=plain)))
 
 
-def test_a_dataset_of_changed_models_is_refused(settings, world, monkeypatch, tmp_path):
-    manifest = read_manifest(str(world / "labels"))
-    other = manifest.model_copy(update={"config": {**manifest.config, "mask_threshold": 0.3}})
-    monkeypatch.setattr("jobs.self_training_plan.read_manifest", lambda *_: other)
-    with pytest.raises(ModelError, match=r"as it was: mask_threshold changed since"):
-        SelfTrainingPlan.of(settings())
+def test_a_dataset_that_cannot_be_labelled_again_is_refused(settings, republished, world):
+    config = read_manifest(str(world / "labels")).config
+    other = republished(config={**config, "mask_threshold": 0.3})
+    with pytest.raises(ModelError, match="as it was: mask_threshold changed since"):
+        SelfTrainingPlan.of(settings(labels=other))
+    future = republished(config={**config, "telepathy": True})
+    with pytest.raises(
+        OutputError, match=r"another version of segmill, whose settings \(telepathy"
+    ):
+        SelfTrainingPlan.of(settings(labels=future))
+    oracle = republished(config={**config, "oracle_truth": str(world / "set" / "masks")})
+    with pytest.raises(SettingsError, match="labels of an oracle"):
+        SelfTrainingPlan.of(settings(labels=oracle))
 
 
 def test_one_output_has_one_kind_of_settings(settings):
@@ -316,23 +333,37 @@ def test_what_the_training_refuses_is_refused_before_any_work(settings):
     train.begin()
 
 
-def test_the_whole_command_compares_and_is_not_done_twice(settings):
-    config = settings()
-    first = train_self_training(config)
-    assert first.kept == ()
-    assert first.images == 2
-    assert (first.before.hiou, first.after.hiou) != (None, None)
-    assert first.before != first.after  # one step was made
-    assert load_config(first.proposer).seen_classes == VOCABULARY
+@pytest.fixture(scope="module")
+def finished(world):
+    """One run of the whole command: its settings and result."""
+    config = TrainSelfTrainingConfig(**defaults(world), output=world / "finished")
+    return config, train_self_training(config)
+
+
+def test_the_whole_command_compares_before_and_after(finished):
+    _, result = finished
+    assert result.kept == ()
+    assert result.images == 2
+    assert None not in (result.before.hiou, result.after.hiou)
+    assert result.before != result.after  # one step was made
+    assert load_config(result.proposer).seen_classes == VOCABULARY
+
+
+def test_what_is_done_is_not_done_twice(finished):
+    config, first = finished
     again = train_self_training(config)
     assert again.kept == ("pseudo labels", "training", "comparison")
     assert replace(again, kept=(), seconds=0.0) == replace(first, seconds=0.0)
-    (config.output / "result.json").unlink()
-    assert train_self_training(config).kept == ("pseudo labels", "training")
 
 
-def test_the_command_line_prints_the_comparison(settings, capsys):
-    config = settings()
+def test_the_weight_after_is_that_of_the_comparison_after_alone(settings):
+    plan = SelfTrainingPlan.of(settings(ensemble_weight_after=0.25))
+    assert plan.comparison("before").ensemble_weight == 0.8
+    assert plan.comparison("after").ensemble_weight == 0.25
+
+
+def test_the_command_line_prints_the_comparison(finished, capsys):
+    config, _ = finished
     flags = ["--labels", config.labels, "--dataset", str(config.dataset)]
     flags += ["--output", str(config.output), "--steps", "1", "--batch-size", "2"]
     flags += ["--crop-size", "96", "--short-edges", "96", "--gpus-per-worker", "0"]
@@ -341,4 +372,5 @@ def test_the_command_line_prints_the_comparison(settings, capsys):
     figures = json.loads(printed.out.splitlines()[-1])
     assert figures["images"] == GOOD
     assert figures["before"].keys() == figures["after"].keys() >= {"hiou", "unseen_miou"}
+    assert figures["before"] != figures["after"]
     assert "before" in printed.err and "gain" in printed.err
