@@ -59,7 +59,10 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
         for name in ("segmill-head", "segmill-worker"):
             iam.create_instance_profile(InstanceProfileName=name)
         for kind in config["available_node_types"].values():
-            kind["node_config"] |= {"SubnetIds": subnets, "SecurityGroupIds": [group.id]}
+            # In place of those in the file, and only there: what it leaves out, Ray would choose.
+            for name, ids in {"SubnetIds": subnets, "SecurityGroupIds": [group.id]}.items():
+                if name in kind["node_config"]:
+                    kind["node_config"][name] = ids
         yield Launched(_bootstrap_config(config, no_config_cache=True), group.id)
 
 
