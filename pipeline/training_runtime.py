@@ -80,7 +80,9 @@ def run_workers(work: Work, workers: Workers, output: Path, run_id: str, report:
             thread.join(_POLL_S)
             with suppress(ray.exceptions.RayError):
                 report(*ray.get(board.newest.remote(), timeout=10))
-        error: SegmillError | None = ray.get(board.error.remote())
+        error: SegmillError | None = None
+        with suppress(ray.exceptions.RayError):  # a board that died has forgotten it
+            error = ray.get(board.error.remote(), timeout=10)
     finally:
         ray.kill(board)
         shutil.rmtree(output / _STATE, ignore_errors=True)
