@@ -28,11 +28,15 @@ learned from captions of 36 templates, and with these, with names alone and with
 never met ("a tattoo of a {}.") it names 83 to 85 % of roughly cut seen and unseen regions alike.
 Learned vectors fit the exact masks that they are shown.
 
-Second round: a short one from the embedded proposer, views of the size at which it proposes, all
-layers at one rate (the factor 0.1 is for backbones that come from ImageNet); at rates of 2e-4 and
-4e-4 the masks suffer more than they recover from in so few steps. The weight after is 0.5: by then
-the query head has learned all classes, and with 0.7 the unseen ones would get the smaller exponent,
-and so the larger score, for probabilities that no longer need it.
+Second round: a short one from the embedded proposer, all layers at one rate (the factor 0.1 is for
+backbones that come from ImageNet). On 300 other validation scenes the first proposer has unseen
+0.681, hIoU 0.714. 300 to 800 steps on 200 scenes gained up to 0.007 and 0.008 where views were
+squares of 128 pixels, because the masks then suffer by what the classes gain: CLIP alone falls from
+0.708 to 0.70. Views of 160, which hold most scenes whole as annotate does (500 steps), gained 0.017
+and 0.014; 600 scenes instead of 200 gained 0.027 and 0.019. Rates of 2e-4 and 4e-4, and eight times
+the weight on the class loss, were worse. The weight after is 0.5: by then the query head has
+learned all classes, and with 0.7 the unseen ones would get the smaller exponent, and so the larger
+score, for probabilities that no longer need it (hIoU 0.713 instead of 0.728).
 """
 
 import argparse
@@ -69,7 +73,8 @@ from schemas.prompt_training_config import TrainPromptsConfig
 from schemas.self_training_config import TrainSelfTrainingConfig
 
 _FIRST_TRAIN_SEED = 100  # below it are those of the embedded models
-_FIRST_TEST_SEED = TEST_SEED + 100  # the demo shows TEST_SEED and its neighbours
+# The demo shows TEST_SEED and its neighbours; 100 to 102 were read with earlier settings.
+_FIRST_TEST_SEED = TEST_SEED + 200
 _IGNORE = 255
 
 _PROMPTS: dict[str, Any] = {
@@ -85,8 +90,8 @@ _PROMPTS: dict[str, Any] = {
 _SECOND_ROUND: dict[str, Any] = {
     "steps": 500,
     "batch_size": 8,
-    "crop_size": 128,
-    "short_edges": (128, 136, 144),
+    "crop_size": 160,
+    "short_edges": (128,),
     "max_long_edge": 512,
     "colour_jitter": False,
     "learning_rate": 1e-4,
@@ -99,7 +104,7 @@ _SECOND_ROUND: dict[str, Any] = {
 class Sizes:
     """How much is done."""
 
-    train_scenes: int = 200
+    train_scenes: int = 500
     test_scenes: int = 160
     prompts: dict[str, Any] | None = None
     second_round: dict[str, Any] | None = None
