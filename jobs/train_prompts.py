@@ -5,7 +5,6 @@ Run again, it goes on from its newest checkpoints; with more seeds, those are ad
 
 import json
 import math
-import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,14 +15,14 @@ from typing import Any, Final
 
 from jobs.progress import Progress, Silent
 from jobs.prompt_training_plan import PromptTrainingPlan
+from jobs.training_plan import workers_of
 from pipeline import runtime
 from pipeline.files import write_bytes
 from pipeline.lock import DatasetLock, new_run_id
-from pipeline.machines import Device
 from pipeline.training import checkpoint
 from pipeline.training.prompt_loop import held_out_figures, read_figures, train
 from pipeline.training.prompt_training import PROMPT_FILE, PromptTraining
-from pipeline.training_runtime import Workers, run_workers
+from pipeline.training_runtime import run_workers
 from schemas.prompt_training_config import TrainPromptsConfig
 
 RESULT_FILE: Final = "result.json"
@@ -92,7 +91,7 @@ def train_prompts(
         seeds = [_figures(training, seed) for seed in config.seeds]
         chosen = choose(seeds, config.criterion)
         prompt = config.output / PROMPT_FILE
-        _copy(chosen.prompt, prompt)
+        write_bytes(str(config.output), PROMPT_FILE, chosen.prompt.read_bytes())
         baseline = held_out_figures(training, baseline_KD)
         result = TrainPromptsResult(
             prompt=prompt,
@@ -165,13 +164,7 @@ def _train(training: PromptTraining, progress: Progress, run_id: str, resumed_fr
         furthest = max(furthest, done)
         progress.update({"train": furthest}, note)
 
-    workers = Workers(
-        config.workers,
-        config.cpus_per_worker,
-        Device.of(config.gpus_per_worker, None, {}).num_gpus,
-        config.max_failures,
-    )
-    run_workers(partial(train, training), workers, config.output, run_id, report)
+    run_workers(partial(train, training), workers_of(config), config.output, run_id, report)
 
 
 def _figures(training: PromptTraining, seed: int) -> SeedFigures:
@@ -179,9 +172,3 @@ def _figures(training: PromptTraining, seed: int) -> SeedFigures:
     prompt = Path(training.output_of(seed)) / PROMPT_FILE
     accuracy, loss = (found.get(name, math.nan) for name in ("accuracy", "loss"))
     return SeedFigures(seed, accuracy, loss, found["train_loss"], prompt)
-
-
-def _copy(source: Path, target: Path) -> None:
-    draft = target.with_name(f".{target.name}.draft")
-    shutil.copyfile(source, draft)
-    draft.replace(target)

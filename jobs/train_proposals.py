@@ -13,15 +13,14 @@ from pathlib import Path
 
 from jobs.progress import Progress, Silent
 from jobs.proposal_training_plan import ProposalTrainingPlan
-from jobs.training_plan import usable
+from jobs.training_plan import usable, workers_of
 from pipeline import runtime
 from pipeline.lock import DatasetLock, new_run_id
-from pipeline.machines import Device
 from pipeline.training import checkpoint
 from pipeline.training.proposal_loop import PROPOSER, train
 from pipeline.training.proposal_training import ProposalTraining
 from pipeline.training.run_log import read_log
-from pipeline.training_runtime import Workers, run_workers
+from pipeline.training_runtime import run_workers
 from schemas.training_config import TrainProposalsConfig
 
 
@@ -76,13 +75,8 @@ def train_proposals(
         def report(done: int, note: str) -> None:
             progress.update({"train": max(done, resumed_from)}, note)
 
-        workers = Workers(
-            config.workers,
-            config.cpus_per_worker,
-            Device.of(config.gpus_per_worker, None, {}).num_gpus,
-            config.max_failures,
-        )
-        run_workers(partial(train, training), workers, config.output, run_id, report)
+        work = partial(train, training)
+        run_workers(work, workers_of(config), config.output, run_id, report)
     # A log may be deleted, and the training still be finished.
     losses = [line["loss"] for line in read_log(config.output)] or [math.nan]
     return TrainProposalsResult(

@@ -9,10 +9,12 @@ from typing import Any, Final, TypeVar
 from jobs.progress import Progress
 from pipeline import runtime
 from pipeline.files import read_bytes, write_bytes
+from pipeline.machines import Device
 from pipeline.training.labelled_images import Finding, LabelledImages, Pair
+from pipeline.training_runtime import Workers
 from schemas.config import Config
 from schemas.errors import OutputError, SettingsError
-from schemas.training_config import TrainingDataSettings
+from schemas.training_config import TrainingDataSettings, TrainingExecution
 from schemas.vocabulary import Vocabulary, read_vocabulary
 
 DATA_FILE: Final = "data.json"  # what was learned from, and what was left out
@@ -47,6 +49,16 @@ def labelled_images(config: TrainingDataSettings, vocabulary: Vocabulary) -> Lab
         vocabulary,
         config.ignore_label,
         config.max_image_pixels,
+    )
+
+
+def workers_of(config: TrainingExecution) -> Workers:
+    """Return how many workers train, and what each of them takes of the cluster."""
+    return Workers(
+        config.workers,
+        config.cpus_per_worker,
+        Device.of(config.gpus_per_worker, None, {}).num_gpus,
+        config.max_failures,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, Literal
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -41,6 +42,13 @@ def unpack_logits(packed_Qhw: NDArray[Any], device: torch.device | str = "cpu") 
     if packed.dtype == torch.uint8:
         return (packed.float() - _ZERO_CODE) / _STEPS_PER_LOGIT
     return packed.float()
+
+
+def unpack_grid(
+    data: bytes, shape: tuple[int, int, int], precision: Precision, device: torch.device | str
+) -> Tensor:
+    """Return float32 values (C, h, w) of the bytes of what `pack_logits` returned."""
+    return unpack_logits(np.frombuffer(data, precision).reshape(shape).copy(), device)
 
 
 def mask_probs(mask_logits_Qhw: Tensor, padded: Size, size: Size) -> Tensor:

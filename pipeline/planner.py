@@ -8,14 +8,12 @@ Compact embeddings, and labels made from them, count only for who asks for compa
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from io import BytesIO
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -23,6 +21,7 @@ import pyarrow.parquet as pq
 from pipeline.files import in_parallel, write_bytes
 from pipeline.fingerprints import Fingerprints
 from pipeline.parts import RUNS, Share, read_columns
+from pipeline.scratch_database import scratch_database
 from schemas.annotation import LABELLED
 from schemas.manifest import DataFile, EmbeddingsFile, Encoding
 
@@ -111,16 +110,8 @@ class Planner:
     ) -> None:
         self._today = fingerprints
         self._keeps = keeps  # the embeddings that the run is asked to keep
-        self._folder = TemporaryDirectory(prefix="segmill-plan-")
-        self._database = duckdb.connect(
-            str(Path(self._folder.name) / "plan.duckdb"),
-            config={
-                "memory_limit": f"{memory_mb}MiB",
-                "threads": threads,
-                "preserve_insertion_order": False,
-                "temp_directory": str(Path(self._folder.name) / "spill"),
-            },
-        )
+        self._open = ExitStack()
+        self._database = self._open.enter_context(scratch_database("plan", memory_mb, threads))
         for statement in _TABLES.split(";"):
             self._database.execute(statement)
         self._files: list[DataFile] = []
@@ -137,8 +128,7 @@ class Planner:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._database.close()
-        self._folder.cleanup()
+        self._open.close()
 
     def add_inventory(self, tables: Iterable[pa.Table]) -> int:
         """Take the images of the source, each uri once; return how many were repetitions."""

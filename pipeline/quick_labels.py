@@ -40,8 +40,9 @@ def quick_label_map(
             mask_logits_Qhw.new_zeros(original, dtype=torch.int64),
             mask_logits_Qhw.new_zeros(original),
         )
-    rows = _Axis.of(mask_logits_Qhw.shape[1], padded[0], resized[0], height)
-    columns = _Axis.of(mask_logits_Qhw.shape[2], padded[1], resized[1], width)
+    device = mask_logits_Qhw.device
+    rows = _Axis.of(mask_logits_Qhw.shape[1], padded[0], resized[0], height, device)
+    columns = _Axis.of(mask_logits_Qhw.shape[2], padded[1], resized[1], width, device)
     grid = (rows.nodes, columns.nodes)
     logits_NQ = mask_logits_Qhw[:, : grid[0], : grid[1]].flatten(1).T.contiguous()
     node_classes_N, node_scores_N = _winners(logits_NQ.sigmoid(), class_scores_QK)
@@ -72,9 +73,11 @@ class _Axis:
     weight: Tensor  # of the upper one
 
     @classmethod
-    def of(cls, nodes: int, padded: int, resized: int, original: int) -> Self:
+    def of(cls, nodes: int, padded: int, resized: int, original: int, device: torch.device) -> Self:
         """Take half-pixel centres, from the original by way of the resized image to the grid."""
-        centres = (torch.arange(original, dtype=torch.float32) + 0.5) * (resized / original)
+        centres = (torch.arange(original, dtype=torch.float32, device=device) + 0.5) * (
+            resized / original
+        )
         place = (centres * (nodes / padded) - 0.5).clamp(0, nodes - 1)
         lower = place.floor().long()
         upper = (lower + 1).clamp_max(nodes - 1)

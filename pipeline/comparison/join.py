@@ -5,16 +5,15 @@ of all others go into a DuckDB database in a temporary folder, which spills to d
 """
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Final, Self
 
-import duckdb
 import pyarrow as pa
 
 from pipeline.dataset import read_rows
+from pipeline.scratch_database import scratch_database
 from pipeline.storage import store_errors
 from schemas.annotation import LABELLED
 from schemas.errors import OutputError
@@ -57,15 +56,8 @@ class Joined:
         self._sides = {"before": before, "after": after}
         common = {file.sha256 for file in before.manifest.images}
         self._shared = common & {file.sha256 for file in after.manifest.images}
-        self._folder = TemporaryDirectory(prefix="segmill-diff-")
-        self._database = duckdb.connect(
-            str(Path(self._folder.name) / "diff.duckdb"),
-            config={
-                "memory_limit": f"{memory_mb}MiB",
-                "preserve_insertion_order": False,
-                "temp_directory": str(Path(self._folder.name) / "spill"),
-            },
-        )
+        self._open = ExitStack()
+        self._database = self._open.enter_context(scratch_database("diff", memory_mb))
 
     def __enter__(self) -> Self:
         for side in self._sides:
@@ -82,8 +74,7 @@ class Joined:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._database.close()
-        self._folder.cleanup()
+        self._open.close()
 
     def shared(self) -> Iterator[pa.Table]:
         """Yield size, status, labels and areas of the rows that are the same in both versions."""

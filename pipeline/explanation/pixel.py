@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from pipeline.bilinear import bilinear_taps
 from pipeline.fusion import LOGIT_SCALE, fuse, query_probs, region_probs
-from pipeline.masks import boxes_around, mask_probs, unpack_logits
+from pipeline.masks import boxes_around, mask_probs, unpack_grid
 from pipeline.models.crops import expand_boxes
 from pipeline.resize import Size, padded_size
 from pipeline.stages.compact import is_compact, picture_logits, vectors
@@ -244,8 +244,7 @@ def _mask_logits(row: Row, models: Mapping[str, Any]) -> Tensor:
 
 def _grid(row: Row, column: str, channels: int, models: Mapping[str, Any]) -> Tensor:
     shape = (channels, row["mask_height"], row["mask_width"])
-    packed = np.frombuffer(row[column], dtype=models["mask_precision"]).reshape(shape)
-    return unpack_logits(packed.copy())
+    return unpack_grid(row[column], shape, models["mask_precision"], "cpu")
 
 
 def _floats(row: Row, name: str, columns: int) -> Tensor:

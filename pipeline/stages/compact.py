@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.mask_codec import decode_logits, encode_logits
-from pipeline.masks import Precision, unpack_logits
+from pipeline.masks import Precision, unpack_grid
 from pipeline.stages.rows import Row, is_quarantined
 from schemas.annotation import EMBEDDED, table_from_rows
 
@@ -42,8 +42,7 @@ def vectors(row: Row, name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 def _compacted(row: Row, precision: Precision) -> Row:
     shape = (row["n_proposals"], row["mask_height"], row["mask_width"])
-    packed = np.frombuffer(row["mask_logits"], precision).reshape(shape)
-    logits_Qhw = unpack_logits(packed.copy()).numpy()
+    logits_Qhw = unpack_grid(row["mask_logits"], shape, precision, "cpu").numpy()
     halves = {
         name: vectors(row, name).astype(np.float16).tobytes()
         for name in _VECTORS

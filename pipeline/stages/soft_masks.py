@@ -2,11 +2,10 @@
 
 from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.masks import Precision, SoftMasks, unpack_logits
+from pipeline.masks import Precision, SoftMasks, unpack_grid
 from pipeline.models.device import pick_device
 from pipeline.resize import padded_size
 from pipeline.stages.compact import is_compact, picture_logits
@@ -43,5 +42,4 @@ def pixel_embeds(row: Row, precision: Precision, num_dims: int) -> Tensor:
 
 def _unpack(row: Row, column: str, channels: int, precision: Precision) -> Tensor:
     shape = (channels, row["mask_height"], row["mask_width"])
-    packed = np.frombuffer(row[column], dtype=precision).reshape(shape)
-    return unpack_logits(packed.copy(), pick_device())
+    return unpack_grid(row[column], shape, precision, pick_device())
