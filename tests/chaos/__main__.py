@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.chaos.ground import Ground
 from tests.chaos.proxy import faulty_store
-from tests.chaos.schedule import draw
+from tests.chaos.schedule import Schedule, draw
 from tests.chaos.trial import Verdict, carry_out
 from tests.servers import start_s3
 
@@ -44,7 +44,7 @@ def main() -> int:
             for seed in range(chosen.seed, chosen.seed + chosen.schedules):
                 schedule = draw(seed)
                 verdict = carry_out(schedule, grounds[schedule.store])
-                tell(verdict, schedule.store)
+                tell(verdict, schedule)
                 if not verdict.is_good and schedule.store == "s3":
                     keep(verdict, folder / f"labels-{seed}")
                 verdicts.append(verdict)
@@ -71,10 +71,11 @@ def figures(verdicts: list[Verdict]) -> dict[str, object]:
     }
 
 
-def tell(verdict: Verdict, store: str) -> None:
+def tell(verdict: Verdict, schedule: Schedule) -> None:
     work = verdict.work
     lines = [
-        f"seed {verdict.seed} on {store}: {'as it must be' if verdict.is_good else 'DIVERGES'}, "
+        f"seed {verdict.seed} on {schedule.store} ({schedule.stages}): "
+        f"{'as it must be' if verdict.is_good else 'DIVERGES'}, "
         f"{verdict.seconds:.0f} s, {verdict.reads} reads, {work.redone} of {work.needed} redone, "
         f"{work.in_flight} in flight",
         *verdict.story, *verdict.divergences, *verdict.torn_reads[:5],

@@ -1,6 +1,8 @@
 """The command under test, which also writes its progress to a file as lines of JSON.
 
-python -m tests.chaos.driver LOG annotate SOURCE ...
+python -m tests.chaos.driver tiny|quick LOG annotate SOURCE ...
+
+With `quick` the models are replaced by the stages of `tests.chaos.quick`.
 """
 
 import json
@@ -15,6 +17,7 @@ from rich.console import Console
 import jobs.progress
 from jobs.cli import main
 from jobs.progress import TerminalProgress
+from tests.chaos import quick
 
 
 class LoggedProgress(TerminalProgress):
@@ -40,5 +43,9 @@ class LoggedProgress(TerminalProgress):
 
 
 if __name__ == "__main__":
-    jobs.progress.TerminalProgress = partial(LoggedProgress, Path(sys.argv[1]))  # type: ignore
-    sys.exit(main(sys.argv[2:]))
+    stages, log, *command = sys.argv[1:]
+    jobs.progress.TerminalProgress = partial(LoggedProgress, Path(log))  # type: ignore
+    if stages == "quick":
+        quick.without_model_libraries()
+        quick.install()
+    sys.exit(main(command))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import s3fs
 from PIL import Image
@@ -45,6 +45,7 @@ _TIME_OF_CHANGE: Final = 1_700_000_000  # seconds since 1970; a local image's et
 _OF_ONE_RUN: Final = ("run_id", "image_id", "uri", "etag")
 
 Row = dict[str, Any]
+Stages = Literal["tiny", "quick"]  # the tiny models, or the stages of tests.chaos.quick
 
 
 def states() -> tuple[dict[str, bytes], dict[str, bytes]]:
@@ -73,7 +74,7 @@ class Ground:
     store: str  # disk or s3
     proxy: FaultyStore | None = None  # before the S3 server, whose own address is the environment's
     disk: "Ground | None" = None  # where references are made, if not here
-    _references: dict[int, dict[str, Row]] = field(default_factory=dict)
+    _references: dict[tuple[int, Stages], dict[str, Row]] = field(default_factory=dict)
 
     @cached_property
     def images(self) -> tuple[dict[str, bytes], dict[str, bytes]]:
@@ -127,31 +128,38 @@ class Ground:
             found["FSSPEC_S3"] = json.dumps({"config_kwargs": {"read_timeout": READ_TIMEOUT_S}})
         return found
 
-    def command(self, output: str, log: Path, settings: Mapping[str, str]) -> list[str]:
+    def command(
+        self, output: str, log: Path, settings: Mapping[str, str], stages: Stages
+    ) -> list[str]:
         """The command under test; an empty value is that of a switch."""
+        # A proposer that is described without a model library; the quick stages ask none.
+        proposer = {"proposer": "felzenszwalb"} if stages == "quick" else {}
+        chosen = {**SETTINGS, **proposer, **settings, "output": output}
         flags = [
             word
-            for name, value in {**SETTINGS, **settings, "output": output}.items()
+            for name, value in chosen.items()
             for word in ([f"--{name}", value] if value else [f"--{name}"])
         ]
         return [
-            sys.executable, "-m", "tests.chaos.driver", str(log), "annotate", self.source, *flags
+            sys.executable, "-m", "tests.chaos.driver", stages, str(log),
+            "annotate", self.source, *flags,
         ]  # fmt: skip
 
-    def reference(self, state: int) -> dict[str, Row]:
+    def reference(self, state: int, stages: Stages) -> dict[str, Row]:
         """Rows by the name of the image of an undisturbed run, which is made once."""
         if self.disk is not None:
-            return self.disk.reference(state)
-        if state not in self._references:
+            return self.disk.reference(state, stages)
+        known = state, stages
+        if known not in self._references:
             self.set_source(state)
-            output = self.output(f"reference-{state}")
-            log = self.folder / f"reference-{state}.log"
+            output = self.output(f"reference-{state}-{stages}")
+            log = self.folder / f"reference-{state}-{stages}.log"
             subprocess.run(
-                self.command(output, log, {}),
+                self.command(output, log, {}, stages),
                 env=self.environment(), check=True, capture_output=True, timeout=600,
             )  # fmt: skip
-            self._references[state] = rows_by_name(self, output)
-        return self._references[state]
+            self._references[known] = rows_by_name(self, output)
+        return self._references[known]
 
 
 def rows_by_name(ground: Ground, output: str) -> dict[str, Row]:

@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 
 from tests.chaos.ground import Ground
 from tests.chaos.proxy import Request
-from tests.chaos.schedule import Disturbed, Moment, Strike
+from tests.chaos.schedule import Disturbed, Moment, Schedule, Strike
 from tests.processes import Process, await_end, family
 
 # A driver that has neither ended nor failed by then hangs; this is a busy small machine.
@@ -67,12 +67,12 @@ class Run:
         output: str,
         name: str,
         disturbed: Disturbed,
-        settings: Mapping[str, str],
+        schedule: Schedule,
         rng: Random,
     ) -> None:
         self.outcome = Outcome()
         self._ground, self._output, self._name = ground, output, name
-        self._settings = settings
+        self._settings, self._stages = dict(schedule.settings), schedule.stages
         self._rng = rng
         self._due = [_Due(strike) for strike in disturbed.strikes]
         self._log = _Log(ground.folder / f"{name}.log")
@@ -92,7 +92,7 @@ class Run:
         with open(self._log.path.with_suffix(".out"), "wb") as out, \
              open(self._log.path.with_suffix(".err"), "wb") as err:  # fmt: skip
             self._process = subprocess.Popen(
-                self._ground.command(self._output, self._log.path, self._settings),
+                self._command(self._log.path),
                 env=self._ground.environment(), stdout=out, stderr=err,
             )  # fmt: skip
             self.outcome.code = self._watch(started + LIMIT_S)
@@ -194,13 +194,16 @@ class Run:
 
     def _start_another(self) -> None:
         log = self._ground.folder / f"{self._name}-second{len(self._others)}.log"
-        command = self._ground.command(self._output, log, self._settings)
+        command = self._command(log)
         environment = self._ground.environment()
         with open(log.with_suffix(".err"), "wb") as err:
             other = subprocess.Popen(
                 command, env=environment, stdout=subprocess.DEVNULL, stderr=err
             )
         self._others.append(other)
+
+    def _command(self, log: Path) -> list[str]:
+        return self._ground.command(self._output, log, self._settings, self._stages)
 
     def _where(self) -> str:
         last = self._log.said[-1][:40] if self._log.said else "the start"

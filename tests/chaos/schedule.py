@@ -4,13 +4,15 @@ import random
 from dataclasses import dataclass, replace
 from typing import Final
 
-from tests.chaos.ground import IMAGES
+from tests.chaos.ground import IMAGES, Stages
 from tests.chaos.proxy import FAULTS
 
 # What a run outlives, by Ray's and our own retries.
 WORKERS: Final = ("propose", "classify", "board", "worker")
 # What ends a run, which then goes on when it is started again.
 ENDS: Final = ("driver", "raylet", "gcs", "terminate", "interrupt")
+
+_EVERY: Final = 8  # schedules of which at least one is with the tiny models
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Schedule:
     store: str
     runs: tuple[Disturbed, ...]
     settings: tuple[tuple[str, str], ...] = ()
+    stages: Stages = "quick"
 
     @property
     def final_state(self) -> int:
@@ -74,7 +77,9 @@ def draw(seed: int) -> Schedule:
     settings = {"rows-per-file": rng.choice(["24", "40", "32768"])}
     if rng.random() < 0.25:
         settings["keep-embeddings"] = rng.choice(["exact", "compact"])
-    return Schedule(seed, store, tuple(runs), tuple(settings.items()))
+    # Embeddings are a matter of the models.
+    stages: Stages = "tiny" if "keep-embeddings" in settings or seed % _EVERY == 0 else "quick"
+    return Schedule(seed, store, tuple(runs), tuple(settings.items()), stages)
 
 
 def _disturbed(rng: random.Random, store: str) -> Disturbed:

@@ -12,6 +12,7 @@ from pipeline.dataset import read_manifest, versions
 from pipeline.files import list_files, read_bytes
 from pipeline.lock import LOCKS, Holder
 from pipeline.parts import RUNS
+from pipeline.text_vectors import texts_path
 from pipeline.verification import check_version
 from schemas.config import VacuumConfig
 from tests.chaos.ground import Ground, rows_by_name
@@ -46,10 +47,9 @@ def carry_out(schedule: Schedule, ground: Ground) -> Verdict:
     """
     started = time.monotonic()
     for state in {run.state for run in schedule.runs}:
-        ground.reference(state)
+        ground.reference(state, schedule.stages)
     verdict = Verdict(schedule.seed, ground.output(f"labels-{schedule.seed}"))
     rng = Random(schedule.seed)
-    settings = dict(schedule.settings)
     with Reader(verdict.output, schedule.seed) as reader:
         for number, disturbed in enumerate([*schedule.runs, _in_peace(schedule)]):
             ground.set_source(disturbed.state)
@@ -58,7 +58,7 @@ def carry_out(schedule: Schedule, ground: Ground) -> Verdict:
                 ground.proxy.rate, ground.proxy.faults = disturbed.fault_rate, disturbed.faults
                 ground.proxy.injected.clear()
             name = f"{schedule.seed}-{number}"
-            outcome = Run(ground, verdict.output, name, disturbed, settings, rng).result()
+            outcome = Run(ground, verdict.output, name, disturbed, schedule, rng).result()
             if ground.proxy is not None:
                 outcome.struck += [f"{n} x {what}" for what, n in ground.proxy.injected.items()]
                 ground.proxy.heal()
@@ -68,7 +68,7 @@ def carry_out(schedule: Schedule, ground: Ground) -> Verdict:
                 verdict.work.after_run(verdict.output, outcome)
     verdict.torn_reads, verdict.reads = reader.torn, reader.reads
     if outcome.code == 0:
-        _judge(verdict, ground, schedule.final_state)
+        _judge(verdict, ground, schedule)
     if verdict.is_good:
         _delete(verdict.output)
     verdict.seconds = time.monotonic() - started
@@ -117,10 +117,11 @@ def _faults_of(number: int, outcome: Outcome, disturbed: Disturbed) -> list[str]
     return found
 
 
-def _judge(verdict: Verdict, ground: Ground, state: int) -> None:
+def _judge(verdict: Verdict, ground: Ground, schedule: Schedule) -> None:
     """Compare the dataset with the undisturbed one, and look whether it is whole and tidy."""
     output, problems = verdict.output, verdict.divergences
-    expected, found = ground.reference(state), rows_by_name(ground, output)
+    state = schedule.final_state
+    expected, found = ground.reference(state, schedule.stages), rows_by_name(ground, output)
     differing = sorted(
         name for name in expected.keys() & found.keys() if found[name] != expected[name]
     )
@@ -150,6 +151,9 @@ def _judge(verdict: Verdict, ground: Ground, state: int) -> None:
         for file in (*read_manifest(output, version).images,
                      *read_manifest(output, version).embeddings)
     }  # fmt: skip
+    named |= {
+        texts_path(read_manifest(output, version).fingerprint) for version in versions(output)
+    }
     stored = {*list_files(output, "images"), *list_files(output, "embeddings")}
     problems += [f"vacuum left {path}" for path in sorted(stored - named)]
 
