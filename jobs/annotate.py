@@ -29,7 +29,7 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
         plan = AnnotationPlan.of(config)
         with holding(plan, progress) as run:
             progress.say(f"listing {hide_secrets(config.source)}")
-            rules = ListRules(web_access(config), config.trust_lists)
+            rules = ListRules(web_access(config), config.trust_lists, config.image_column)
             listing = Listing(config.source, config.extensions, rules)
             result = run.result(listing, started)
             return replace(result, ignored=listing.ignored)

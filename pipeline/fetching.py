@@ -14,8 +14,9 @@ from typing import Any, Final
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.packed import Cell, Range, read_cells, split_member
 from pipeline.storage import join_signature, open_store
-from pipeline.web import RefusedError, WebAccess
+from pipeline.web import RefusedError, WebAccess, WebStore
 from schemas.errors import SegmillError, SourceError
 
 _BACKOFF_S: Final = 0.5
@@ -110,51 +111,90 @@ def is_transient(result: bytes | Exception) -> bool:
     return not isinstance(error, final) and getattr(error, "errno", None) not in _FINAL_ERRNOS
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where the bytes of an image are."""
+
+    fs: fsspec.AbstractFileSystem
+    path: str
+    where: Range | Cell
+
+    @property
+    def store(self) -> tuple[int, str]:
+        """What one request is for: ranges of a whole store, cells of one Parquet file."""
+        return id(self.fs), self.path if isinstance(self.where, Cell) else ""
+
+
+def _locate(request: Request, settings: FetchSettings) -> _Place | None:
+    """Return what to read first, None where nothing is there to be read; raises what is final."""
+    if request.size_bytes == 0:
+        return None  # S3 refuses to read the first bytes of nothing
+    file, where = split_member(request.uri)
+    fs, path = open_store(join_signature(file, request.signature), SourceError, settings.web)
+    if isinstance(fs, LocalFileSystem):
+        _check_regular(path)
+    if where is None:
+        where = Range(0, request.expected_bytes + 1)
+    elif isinstance(fs, WebStore):
+        raise RefusedError("packed files are read from disks and stores, not from the web")
+    if isinstance(where, Range):
+        if where.start == where.stop:
+            return None
+        where = Range(where.start, min(where.stop, where.start + settings.max_bytes + 1))
+    return _Place(fs, path, where)
+
+
 def _fetch_once(requests: Sequence[Request], settings: FetchSettings) -> list[bytes | Exception]:
     results: list[bytes | Exception] = [b""] * len(requests)
-    by_store: dict[int, tuple[fsspec.AbstractFileSystem, list[tuple[int, str]]]] = {}
+    by_store: dict[tuple[int, str], list[tuple[int, _Place]]] = {}
     for index, request in enumerate(requests):
-        if request.size_bytes == 0:
-            continue  # S3 refuses to read the first bytes of nothing
         try:
-            url = join_signature(request.uri, request.signature)
-            fs, path = open_store(url, SourceError, settings.web)
-            if isinstance(fs, LocalFileSystem):
-                _check_regular(path)
+            place = _locate(request, settings)
         except (SegmillError, OSError, ValueError) as error:
             results[index] = error
         else:
-            by_store.setdefault(id(fs), (fs, []))[1].append((index, path))
-    for fs, places in by_store.values():
-        most = [min(requests[i].expected_bytes, settings.max_bytes) + 1 for i, _ in places]
-        read = _read(fs, [path for _, path in places], most)
-        for (index, path), limit, result in zip(places, most, read, strict=True):
-            results[index] = _whole(fs, path, (limit, result), requests[index], settings)
+            if place is not None:
+                by_store.setdefault(place.store, []).append((index, place))
+    for places in by_store.values():
+        fs, path = places[0][1].fs, places[0][1].path
+        cells = [place.where for _, place in places if isinstance(place.where, Cell)]
+        if cells:
+            read = read_cells(fs, path, cells)
+            for (index, _), result in zip(places, read, strict=True):
+                results[index] = result
+            continue
+        ranges = [place.where for _, place in places if isinstance(place.where, Range)]
+        read = _read(fs, [place.path for _, place in places], ranges)
+        for (index, place), where, result in zip(places, ranges, read, strict=True):
+            results[index] = _whole(place, (where, result), requests[index], settings)
     return results
 
 
 def _whole(
-    fs: fsspec.AbstractFileSystem,
-    path: str,
-    first: tuple[int, bytes | Exception],
+    place: _Place,
+    first: tuple[Range, bytes | Exception],
     request: Request,
     settings: FetchSettings,
 ) -> bytes | Exception:
     """Return a result complete: the rest of a file that is larger than expected, if allowed."""
-    limit, result = first
-    if isinstance(result, bytes) and len(result) == limit <= settings.max_bytes:
-        (result,) = _read(fs, [path], [settings.max_bytes + 1])
-    if isinstance(result, bytes) and len(result) < (request.size_bytes or 0):
-        return ShortBodyError(f"{len(result)} of the listed {request.size_bytes} bytes came")
+    read, result = first
+    listed = request.size_bytes or 0
+    if read.start:  # a member of a tar: there is a header before it
+        listed = read.stop - read.start
+    elif isinstance(result, bytes) and len(result) == read.stop <= settings.max_bytes:
+        (result,) = _read(place.fs, [place.path], [Range(0, settings.max_bytes + 1)])
+    if isinstance(result, bytes) and len(result) < listed:
+        return ShortBodyError(f"{len(result)} of the listed {listed} bytes came")
     return result
 
 
 def _read(
-    fs: fsspec.AbstractFileSystem, paths: list[str], most: list[int]
+    fs: fsspec.AbstractFileSystem, paths: list[str], places: list[Range]
 ) -> list[bytes | Exception]:
     try:
         # Not fs.cat: it expands * and [ in file names.
-        results = fs.cat_ranges(paths, [0] * len(paths), most, on_error="return")
+        starts, stops = [place.start for place in places], [place.stop for place in places]
+        results = fs.cat_ranges(paths, starts, stops, on_error="return")
     except Exception as error:  # of the store as a whole
         return [error] * len(paths)
     return [b"" if _is_empty(result) else result for result in results]

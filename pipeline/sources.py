@@ -1,8 +1,16 @@
-"""From a source (folder, glob, prefix, list) to the inventory: one row per image, no pixel read."""
+"""From a source to the inventory: one row per image, no pixel read.
+
+A source is a folder, a prefix, a glob, one file, or a list of URIs; a tar or a Parquet file of
+images stands for the images in it.
+"""
 
 import logging
+import tarfile
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO, TextIOWrapper
 from itertools import islice
 from pathlib import PurePosixPath
@@ -16,15 +24,18 @@ from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
 from s3fs import S3FileSystem
 
+from pipeline.packed import PACKED, PARQUET, image_columns, is_packed, members
 from pipeline.secrets import hide_secrets
 from pipeline.storage import full_uri, open_store, split_signature, store_errors, trust
 from pipeline.web import WebAccess, WebStore
 from schemas.annotation import INVENTORY, image_id
+from schemas.config import IMAGE_EXTENSIONS
 from schemas.errors import SourceError
 
 LIST_SUFFIXES: Final = (".txt", ".parquet")
 BATCH_ROWS: Final = 10_000
 _MAX_WEB_LIST_BYTES: Final = 2**30
+_PACKED_AT_ONCE: Final = 8
 _GLOB_CHARACTERS: Final = frozenset("*?[")
 
 logger = logging.getLogger(__name__)
@@ -37,11 +48,13 @@ class ListRules:
     """What a list of URIs may name: the rules for web servers, and whether it is trusted.
 
     One that is not may name places of its own kind and of kinds less ours: a list on this machine
-    anything, one in a store stores and the web, one on the web the web.
+    anything, one in a store stores and the web, one on the web the web. `image_column` is the
+    column of a Parquet file that holds images, None where there is only one such.
     """
 
     web: WebAccess | None = None
     trusted: bool = False
+    image_column: str | None = None
 
 
 @dataclass
@@ -57,6 +70,7 @@ class Listing:
     extensions: Sequence[str]
     rules: ListRules = ListRules()
     ignored: int = 0
+    _empty: bool = field(default=True, init=False, repr=False)
 
     def __iter__(self) -> Iterator[pa.Table]:
         """Yield the tables; raises SourceError when the source is unreadable or has no image."""
@@ -80,8 +94,17 @@ class Listing:
         fs, path = open_store(self.source, SourceError, self.rules.web)
         on_the_web = isinstance(fs, WebStore)
         if _is_list(fs, path) and (on_the_web or fs.isfile(path)):
-            yield from _List(self.source, fs, path, self.rules).rows()
+            named = _List(self.source, fs, path, self.rules)
+            if named.holds_images:
+                yield from self._files(fs, [fs.info(path)])
+            else:
+                yield from self._opened(named.rows())
         elif on_the_web:
+            if is_packed(_name(fs, path)):
+                raise SourceError(
+                    f"{hide_secrets(self.source)}: packed files are read from disks and stores, "
+                    "not from the web"
+                )
             yield _row(path, None, None)
         elif _GLOB_CHARACTERS & set(path) and not fs.exists(path):
             yield from self._files(fs, fs.glob(path, detail=True).values())
@@ -91,18 +114,26 @@ class Listing:
             yield from self._prefix(fs, path)
 
     def _prefix(self, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[_Row]:
-        wanted = {extension.lower().lstrip(".") for extension in self.extensions}
-        empty = True
-        for info in walk(fs, path):
-            empty = False
-            if "*" in wanted or _extension(info["name"]) in wanted:
-                yield from self._files(fs, [info])
-            else:
-                self.ignored += 1
-        if empty and not fs.exists(path):
+        self._empty = True
+        yield from self._files(fs, self._wanted(walk(fs, path)))
+        if self._empty and not fs.exists(path):
             raise SourceError(f"cannot read {hide_secrets(self.source)}: it does not exist")
 
+    def _wanted(self, infos: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        wanted = _extensions(self.extensions)
+        for info in infos:
+            self._empty = False
+            if "*" in wanted or _extension(info["name"]) in wanted:
+                yield info
+            else:
+                self.ignored += 1
+
     def _files(
+        self, fs: fsspec.AbstractFileSystem, infos: Iterable[dict[str, Any]]
+    ) -> Iterator[_Row]:
+        return self._opened(self._rows_of(fs, infos))
+
+    def _rows_of(
         self, fs: fsspec.AbstractFileSystem, infos: Iterable[dict[str, Any]]
     ) -> Iterator[_Row]:
         for listed in infos:
@@ -123,6 +154,50 @@ class Listing:
             size = info.get("size")
             yield _row(uri, _etag(info), int(size) if size is not None else None)
 
+    def _opened(self, rows: Iterator[_Row]) -> Iterator[_Row]:
+        """Yield the rows in order, of a packed file those of its images; a few are read at once."""
+        wanted = _extensions(self.extensions) - PACKED
+        unpack = partial(_unpack, wanted or set(IMAGE_EXTENSIONS), self.rules.image_column)
+        with ThreadPoolExecutor(_PACKED_AT_ONCE) as pool:
+            waiting: deque[Future[tuple[list[_Row], int]]] = deque()
+            for row in rows:
+                if is_packed(row["uri"]) and not row["uri"].startswith(("http:", "https:")):
+                    waiting.append(pool.submit(unpack, row))
+                    yield from self._taken(waiting, _PACKED_AT_ONCE)
+                else:
+                    yield from self._taken(waiting, 0)
+                    yield row
+            yield from self._taken(waiting, 0)
+
+    def _taken(self, waiting: "deque[Future[tuple[list[_Row], int]]]", most: int) -> Iterator[_Row]:
+        while len(waiting) > most:
+            rows, ignored = waiting.popleft().result()
+            self.ignored += ignored
+            yield from rows
+
+
+def _unpack(wanted: set[str], image_column: str | None, row: _Row) -> tuple[list[_Row], int]:
+    """Return the rows of a packed file's images, and how many other members it has.
+
+    A file that cannot be read to its end stands for itself and for what is missing: as an image it
+    will be quarantined, so that nothing is lost silently.
+    """
+    fs, path = open_store(row["uri"], SourceError)
+    rows, ignored = [], 0
+    try:
+        for member in members(fs, path, image_column):
+            uri = f"{row['uri']}#{member.fragment}"
+            has_name = bool(PurePosixPath(member.name).suffix)
+            other = has_name and "*" not in wanted and _extension(member.name) not in wanted
+            if other or not _is_text(uri):
+                ignored += 1
+            else:
+                rows.append(_row(uri, row["etag"], member.size_bytes))
+    except (tarfile.TarError, pa.ArrowException, EOFError) as error:
+        logger.warning("%s is damaged after %d images: %s", hide_secrets(path), len(rows), error)
+        rows.append(row)
+    return rows, ignored
+
 
 def walk(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[dict[str, Any]]:
     """Yield the info of every file under `path`, deeply, without holding all of them.
@@ -139,6 +214,10 @@ def walk(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[dict[str, Any]]:
         return
     for _, _, files in fs.walk(path, detail=True):
         yield from files.values()
+
+
+def _extensions(extensions: Sequence[str]) -> set[str]:
+    return {extension.lower().lstrip(".") for extension in extensions}
 
 
 def _extension(path: str) -> str:
@@ -195,7 +274,7 @@ class _List:
     def rows(self) -> Iterator[_Row]:
         """Yield the rows; raises SourceError that names the line or row of a wrong entry."""
         with self._open() as file:
-            if _name(self.fs, self.path).endswith(".parquet"):
+            if self._is_parquet:
                 yield from self._parquet_rows(pq.ParquetFile(file))
                 return
             try:
@@ -205,6 +284,19 @@ class _List:
                         yield self._row(entry, None, f"line {number}")
             except UnicodeDecodeError:
                 raise SourceError(f"{hide_secrets(self.source)} is not UTF-8 text") from None
+
+    @property
+    def holds_images(self) -> bool:
+        """Whether this is a Parquet file of images, and not of URIs."""
+        if not self._is_parquet or isinstance(self.fs, WebStore):
+            return False
+        with self._open() as file:
+            schema = pq.ParquetFile(file).schema_arrow
+        return "uri" not in schema.names and bool(image_columns(schema))
+
+    @property
+    def _is_parquet(self) -> bool:
+        return _name(self.fs, self.path).endswith(PARQUET)
 
     def _open(self) -> BinaryIO:
         if not isinstance(self.fs, WebStore):

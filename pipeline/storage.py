@@ -23,7 +23,7 @@ __all__ = [
 ]  # fmt: skip
 
 # Other schemes of fsspec would work but were not tried. http(s) only where the rules are given.
-SCHEMES: Final = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "memory")
+SCHEMES: Final = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "hf", "memory")
 
 # Parameters of a signed URL: what opens it, and what only says how and until when.
 _SIGNING: Final = re.compile(

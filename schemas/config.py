@@ -29,7 +29,13 @@ class SourceSettings(Config):
 
     extensions: tuple[str, ...] = Field(
         IMAGE_EXTENSIONS,
-        description="file name endings taken from a folder or prefix; '*' takes every file",
+        description="file name endings taken from a folder or prefix; '*' takes every file; with "
+        "`tar` or `parquet` also the images in such files, which a source may name without",
+    )
+    image_column: str | None = Field(
+        None,
+        description="column of images, as bytes or Hugging Face's struct, of a Parquet file that "
+        "has several",
     )
     max_image_bytes: int = Field(
         256 * 2**20, gt=0, description="larger files are quarantined unread"

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import duckdb
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import s3fs
 from PIL import Image
@@ -18,6 +21,7 @@ from PIL import Image
 from jobs.annotate import annotate
 from jobs.cli import main
 from jobs.evaluate import evaluate
+from jobs.export import export
 from jobs.progress import TerminalProgress
 from jobs.status import status
 from pipeline.dataset import newest_version, read_manifest
@@ -27,6 +31,7 @@ from pipeline.models.maskformer import BackboneConfig
 from pipeline.models.per_pixel import PerPixel, PerPixelConfig
 from pipeline.synthetic import make_scene
 from schemas.config import AnnotateConfig, EvaluateConfig
+from schemas.export_config import ExportConfig
 from schemas.runs import RunEnd, RunStart
 from schemas.status_config import StatusConfig
 from tests.dataset_checks import check_rows, rows_of
@@ -201,6 +206,35 @@ def test_a_list_of_uris_mixes_stores_and_records_what_is_gone(
     result = annotate(config(str(listing), str(tmp_path / "labels"), max_bad_fraction=1.0))
     assert (result.counts.inventory, result.counts.labelled, result.repeated) == (3, 2, 1)
     assert result.counts.reasons == {"fetch/not_found": 1}
+
+
+def test_a_tar_and_a_parquet_file_are_labelled_as_their_images_are(
+    scenes: Path, tmp_path: Path
+) -> None:
+    files = sorted((scenes / "images").iterdir())[:4]
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        for file in files[:2]:
+            tar.add(file, arcname=f"deep/{file.name}")
+    images = [{"bytes": file.read_bytes(), "path": file.name} for file in files[2:]]
+    pq.write_table(pa.table({"image": images}), tmp_path / "train.parquet", row_group_size=1)
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/shard.tar\n{tmp_path}/train.parquet\n")
+    packed, plain = str(tmp_path / "packed"), str(tmp_path / "plain")
+    result = annotate(config(str(tmp_path / "list.txt"), packed))
+    assert result.counts.labelled == 4
+    annotate(config(str(scenes / "images" / "00[0-3].png"), plain))
+    segments = [
+        {Path(row["uri"]).name: row["segments"] for row in rows_of(output)}
+        for output in (packed, plain)
+    ]
+    assert segments[0] == segments[1]
+    check_rows(rows_of(packed), whole=True)
+    figures = evaluate(EvaluateConfig(dataset=packed, truth=str(scenes / "truth")))
+    assert figures.images == 4
+    # Exported with their pictures, which are read again.
+    target = str(tmp_path / "export")
+    export(ExportConfig(dataset=packed, output=target, format="detectron2-sem-seg", images="link"))
+    written = [path.read_bytes() for path in Path(target).rglob("*.png")]
+    assert all(file.read_bytes() in written for file in files)
 
 
 def test_weight_free_proposals_label_photos(tmp_path: Path) -> None:

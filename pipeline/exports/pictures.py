@@ -18,6 +18,7 @@ from pipeline.exports.output import Export
 from pipeline.exports.records import ExportImage, Picture
 from pipeline.fetching import FetchSettings, Request, fetch, in_groups, is_transient
 from pipeline.files import DRAFT_SUFFIX
+from pipeline.packed import split_member
 from pipeline.storage import describe, hide_secrets, open_store, trust
 from pipeline.web import WEB_SCHEMES, WebAccess
 from schemas.config import IMAGE_EXTENSIONS, SourceSettings
@@ -160,7 +161,8 @@ def store_picture(export: Export, image: ExportImage, link: bool) -> None:
 
 def _linked(export: Export, image: ExportImage) -> bool:
     here, root = open_store(export.url, OutputError)
-    if not isinstance(here, LocalFileSystem) or not image.uri.startswith("file://"):
+    is_file = image.uri.startswith("file://") and split_member(image.uri)[1] is None
+    if not isinstance(here, LocalFileSystem) or not is_file:
         return False
     _, path = open_store(image.uri, SourceError)
     picture = image.picture
