@@ -16,7 +16,7 @@ from jobs.export import ExportResult, export
 from pipeline.exports import EXPORTS, shards
 from pipeline.exports.pictures import _check_available
 from pipeline.exports.records import file_stem, name_below, split_of
-from pipeline.exports.selection import Selection
+from pipeline.exports.selection import Selection, TrustLimits
 from pipeline.exports.shards import plan_shards
 from pipeline.fetching import Request
 from pipeline.segments import encode_segments
@@ -45,6 +45,35 @@ def select(tmp_path: Path, classes: str = "", floors: str = "", **settings: Any)
             settings[name].write_text(text)
     vocabulary = Vocabulary.of(("sky", "cat", "dog", "tree"))
     return Selection.read(vocabulary, SelectionSettings(**settings))
+
+
+@pytest.mark.parametrize(
+    "limits, kept",
+    [
+        ({}, ["cat", "dog", "none"]),
+        ({"min_margin": 0.5}, ["cat", "none"]),
+        ({"max_disagreement": 0.1}, ["dog", "none"]),
+        ({"min_stability": 0.95}, ["none"]),
+    ],
+)
+def test_segments_that_are_not_trusted_are_left_out(limits, kept):
+    measured = {"cat": (0.9, 0.3, 0.9), "dog": (0.2, 0.1, 0.9), "none": (None, None, None)}
+    names = ("margin", "disagreement", "stability")
+    trust = TrustLimits(**limits)
+    found = [
+        name
+        for name, values in measured.items()
+        if trust.keep(dict(zip(names, values, strict=True)))
+    ]
+    assert found == kept
+
+
+def test_limits_of_trust_come_from_the_settings(tmp_path):
+    selection = select(tmp_path, min_margin=0.3, max_disagreement=0.4, min_stability=0.5)
+    assert selection.trust == TrustLimits(0.3, 0.4, 0.5)
+    unsure = [segment | {"margin": 0.2} for segment in segments()]
+    kept, dropped = selection.apply(unsure, SIZE)
+    assert not kept and dropped == {"not_trusted": len(unsure)}
 
 
 def drawn(selection: Selection) -> list[str]:

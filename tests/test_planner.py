@@ -32,6 +32,7 @@ def row(uri, etag="1", fingerprint="l", code=None, embedded=False):
         "error": code and {"stage": "decode", "code": code, "message": "why"},
         "fingerprint": fingerprint,
         "run_id": "run",
+        "annotator": "model",
         "n_proposals": 0,
         "segments": [],
     }

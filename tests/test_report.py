@@ -92,7 +92,13 @@ def quarantined_row(uri, stage="decode", code="corrupt", message="truncated"):
 
 
 def identity(uri):
-    return {"image_id": image_id(uri), "uri": uri, "fingerprint": "f" * 64, "run_id": "run"}
+    return {
+        "image_id": image_id(uri),
+        "uri": uri,
+        "fingerprint": "f" * 64,
+        "run_id": "run",
+        "annotator": "model",
+    }
 
 
 def write_dataset(directory, files, vocabulary):

@@ -17,11 +17,33 @@ from schemas.export_config import SelectionSettings
 from schemas.vocabulary import Vocabulary
 
 DROP: Final = "drop"
+FLOORS: Final = "class_min_scores"  # in the file that `segmill calibrate` writes
 
 # Why a segment became ignored pixels.
 CLASS_DROPPED: Final = "class_dropped"
 BELOW_SCORE: Final = "below_score"
 TOO_SMALL: Final = "too_small"
+NOT_TRUSTED: Final = "not_trusted"
+
+
+@dataclass(frozen=True)
+class TrustLimits:
+    """What a segment's measures of trust must keep; one that it does not have keeps any."""
+
+    min_margin: float = 0.0
+    max_disagreement: float = 1.0
+    min_stability: float = 0.0
+
+    def keep(self, segment: Mapping[str, Any]) -> bool:
+        """Return whether a segment of a dataset row keeps all limits."""
+        margin, disagreement, stability = (
+            segment.get(name) for name in ("margin", "disagreement", "stability")
+        )
+        return not (
+            (margin is not None and margin < self.min_margin)
+            or (disagreement is not None and disagreement > self.max_disagreement)
+            or (stability is not None and stability < self.min_stability)
+        )
 
 
 @dataclass(frozen=True)
@@ -30,8 +52,10 @@ class Selection:
 
     names: tuple[str, ...]  # classes of the export
     targets: tuple[int | None, ...]  # position there of each class of the dataset; None: ignored
-    floors: tuple[float, ...]  # of each class of the dataset
+    # Of each class of the dataset; None: none but what a person drew.
+    floors: tuple[float | None, ...]
     min_area: int
+    trust: TrustLimits = TrustLimits()
 
     @classmethod
     def read(cls, vocabulary: Vocabulary, settings: SelectionSettings) -> "Selection":
@@ -41,15 +65,19 @@ class Selection:
         a score outside [0, 1], and indices that leave a gap or have two names.
         """
         names, targets = _renamed(vocabulary.names, settings.classes)
-        floors = [settings.min_score] * len(vocabulary)
-        for name, floor in _mapping(settings.class_min_scores, vocabulary.names).items():
+        floors: list[float | None] = [settings.min_score] * len(vocabulary)
+        for name, floor in _floors(settings.class_min_scores, vocabulary.names).items():
+            if floor == DROP:
+                floors[vocabulary.names.index(name)] = None
+                continue
             if isinstance(floor, bool) or not isinstance(floor, int | float) or not 0 <= floor <= 1:
                 raise SettingsError(
                     f"{settings.class_min_scores}: the floor of {name!r} is {floor!r}, it must be "
-                    "a score from 0 to 1"
+                    f"a score from 0 to 1, or {DROP}"
                 )
             floors[vocabulary.names.index(name)] = float(floor)
-        return cls(names, targets, tuple(floors), settings.min_area)
+        trust = TrustLimits(settings.min_margin, settings.max_disagreement, settings.min_stability)
+        return cls(names, targets, tuple(floors), settings.min_area, trust)
 
     def apply(
         self, segments: Sequence[Mapping[str, Any]], size: Size
@@ -61,8 +89,10 @@ class Selection:
             target = self.targets[segment["class_index"]]
             if target is None:
                 dropped[CLASS_DROPPED] += 1
-            elif segment["score"] < self.floors[segment["class_index"]]:
+            elif _is_below(segment, self.floors[segment["class_index"]]):
                 dropped[BELOW_SCORE] += 1
+            elif not self.trust.keep(segment):
+                dropped[NOT_TRUSTED] += 1
             else:
                 by_class.setdefault(target, []).append(segment_of(segment, target))
         joined = [_joined(by_class[target], size) for target in sorted(by_class)]
@@ -70,6 +100,12 @@ class Selection:
         if len(kept) < len(joined):
             dropped[TOO_SMALL] += len(joined) - len(kept)
         return kept, dropped
+
+
+def _is_below(segment: Mapping[str, Any], floor: float | None) -> bool:
+    if floor is None:
+        return segment.get("margin") is not None  # what a person drew has none
+    return bool(segment["score"] < floor)
 
 
 def _joined(segments: list[ExportSegment], size: Size) -> ExportSegment:
@@ -134,15 +170,30 @@ def _renamed(
 
 def _mapping(path: Path | None, names: Sequence[str]) -> dict[str, Any]:
     """Return a YAML mapping of class names; of no file an empty one."""
+    return {} if path is None else _of_classes(path, _yaml(path), names)
+
+
+def _floors(path: Path | None, names: Sequence[str]) -> dict[str, Any]:
+    """Return floors by class name: of a mapping, or of what `segmill calibrate` wrote."""
     if path is None:
         return {}
+    content = _yaml(path)
+    if isinstance(content, dict) and "provenance" in content and FLOORS in content:
+        content = content[FLOORS]
+    return _of_classes(path, content, names)
+
+
+def _yaml(path: Path) -> Any:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise SettingsError(f"cannot read {path}: {reason}") from None
     except yaml.YAMLError as error:
         raise SettingsError(f"{path} is not valid YAML: {error}") from None
+
+
+def _of_classes(path: Path, content: Any, names: Sequence[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise SettingsError(f"{path} must hold a mapping of class names")
     for name in content:

@@ -90,7 +90,7 @@ def build(sample: Path, folder: Path, count: int) -> str:
         path = photos / f"{number:06d}-{file.name}"
         path.symlink_to(file)
         uri = f"file://{path}"
-        identity = {"image_id": image_id(uri), "uri": uri, "run_id": "run"}
+        identity = {"image_id": image_id(uri), "uri": uri, "run_id": "run", "annotator": "model"}
         first.append({**identity, "fingerprint": "a", **before})
         second.append({**identity, "fingerprint": "b", **(after if number % 10 == 0 else before)})
     bad = [quarantined_row(f"s3://bucket/{number}.jpg") for number in range(count // 50)]
