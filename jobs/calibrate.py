@@ -1,9 +1,10 @@
 """`segmill calibrate`: score floors of every class that keep a promised precision."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -20,9 +21,10 @@ from pipeline.evaluation.checked_segments import (
 from pipeline.evaluation.score_floors import Floor, Promise, find_floors
 from pipeline.exports.selection import DROP, FLOORS
 from pipeline.metrics import truth_ignore
+from pipeline.review.reviewed import RANDOM, Reviewed, read_reviewed
 from pipeline.storage import hide_secrets
 from pipeline.truth import Truths
-from pipeline.whole_file import whole_file
+from pipeline.whole_file import refuse_unwritable, whole_file
 from schemas.errors import SettingsError
 from schemas.manifest import Manifest
 from schemas.trust_config import CalibrateConfig
@@ -55,12 +57,18 @@ def calibrate(config: CalibrateConfig) -> CalibrateResult:
     there is no such version.
     """
     started = time.monotonic()
-    manifest = read_manifest(config.dataset, config.version)
-    checked = _compared_with_maps(config, manifest)
+    refuse_unwritable(config.output)
+    if config.reviews is not None:
+        reviews = _of_one_version(config, config.reviews)
+        manifest = read_manifest(config.dataset, reviews[0].version)
+        checked = _compared_with_reviews(config, manifest, reviews)
+    else:
+        manifest = read_manifest(config.dataset, config.version)
+        checked = _compared_with_maps(config, manifest)
     if not checked.images:
         raise SettingsError(
-            f"no image of {hide_secrets(config.dataset)} that a model has labelled has a truth in "
-            f"{config.truth}"
+            f"no image of version {manifest.version} of {hide_secrets(config.dataset)} that a "
+            f"model has labelled has a truth in {config.truth or config.reviews}"
         )
     by_class = checked.by_class()
     promise = Promise(config.precision, config.confidence, for_all=config.promise == "all")
@@ -77,6 +85,39 @@ def calibrate(config: CalibrateConfig) -> CalibrateResult:
     )
     _write(config, manifest, result)
     return result
+
+
+def _of_one_version(config: CalibrateConfig, path: Path) -> list[Reviewed]:
+    """Return the reviews that a promise may rest on: of one version, of images drawn at random."""
+    reviewed = read_reviewed(path)
+    fair = [one for one in reviewed if one.chosen == RANDOM]
+    if not fair:
+        raise SettingsError(
+            f"{path} holds {len(reviewed)} reviewed images, none of which is known to have been "
+            "chosen at random: they promise nothing of the rest; review images of `segmill review "
+            "--random-share` with Label Studio"
+        )
+    versions = sorted({one.version for one in fair if one.version is not None})
+    wanted = config.version or (versions[0] if len(versions) == 1 else None)
+    if wanted not in versions:
+        named = ", ".join(map(str, versions))
+        raise SettingsError(
+            f"{path} holds reviews of versions {named}; --version takes one of them"
+        )
+    return [one for one in fair if one.version == wanted]
+
+
+def _compared_with_reviews(
+    config: CalibrateConfig, manifest: Manifest, reviews: Sequence[Reviewed]
+) -> CheckedSegments:
+    """Compare with what people drew; where they drew nothing there is none of the classes."""
+    by_id, names = {one.image: one for one in reviews}, manifest.vocabulary.names
+    checked = CheckedSegments(config.min_overlap)
+    for row in rows_of_the_model(config.dataset, manifest, ("image_id", *_COLUMNS)):
+        review = by_id.get(row["image_id"])
+        if review is not None:
+            checked.add(row, review.label_map((row["height"], row["width"]), names))
+    return checked
 
 
 def _compared_with_maps(config: CalibrateConfig, manifest: Manifest) -> CheckedSegments:

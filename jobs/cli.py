@@ -92,6 +92,11 @@ COMMANDS: Final[dict[str, _Command]] = {
         "schemas.trust_config:ReviewConfig", "jobs.review:review", "trust:show_review",
         ("dataset",),
     ),
+    "correct": _Command(
+        "take reviewed tasks back: their labels stand in the place of the model's",
+        "schemas.trust_config:CorrectConfig", "jobs.correct:correct", "trust:show_correct",
+        ("dataset", "reviews"),
+    ),
     "calibrate": _Command(
         "find the score floors from which on segments are right as often as promised",
         "schemas.trust_config:CalibrateConfig", "jobs.calibrate:calibrate",

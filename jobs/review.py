@@ -12,6 +12,7 @@ from pipeline.dataset import read_manifest, read_rows
 from pipeline.evaluation.checked_segments import of_the_model
 from pipeline.exports.pictures import source_place
 from pipeline.review.queue import COLUMNS, Candidates, random_images, worthy_images
+from pipeline.review.reviewed import RANDOM, WORTH
 from pipeline.review.tasks import ReviewedVersion, ReviewTask, write_cvat, write_label_studio
 from pipeline.storage import hide_secrets
 from pipeline.whole_file import refuse_unwritable
@@ -19,10 +20,7 @@ from schemas.errors import SettingsError
 from schemas.manifest import Manifest
 from schemas.trust_config import ReviewConfig
 
-WORTH: Final = "worth"
-RANDOM: Final = "random"
-
-_TASK_COLUMNS: Final = ("image_id", "uri", "status", "annotator", "height", "width", "segments")
+_TASK_COLUMNS: Final = ("image_id", "uri", "bytes_sha256", "height", "width", "segments")
 
 
 @dataclass(frozen=True)

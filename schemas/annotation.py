@@ -1,7 +1,8 @@
 """The Arrow schema of every arrow in the pipeline, one row per image from inventory to disk.
 
 INVENTORY -> fetch + decode -> DECODED -> propose -> PROPOSED -> embed -> EMBEDDED -> label
--> ANNOTATED (written under images/). Embed and label are one stage, classify, unless the rows of
+-> ANNOTATED (written under images/), in which CORRECTIONS (under corrections/) take the place of
+a model's labels. Embed and label are one stage, classify, unless the rows of
 EMBEDDED were kept (EMBEDDINGS, under embeddings/) and are labelled again.
 A quarantined image keeps its row; the columns of later stages are then null or empty.
 """
@@ -134,6 +135,29 @@ ANNOTATED: Final = pa.schema(
         pa.field("mean_score", pa.float32()),  # over labelled pixels
         pa.field(
             "segments", pa.list_(pa.field("element", SEGMENT, nullable=False)), nullable=False
+        ),
+    ],
+    metadata={"segmill_schema_version": str(SCHEMA_VERSION)},
+)
+
+# What people drew: it takes the place of a model's labels while the image's content is the same.
+CORRECTIONS: Final = pa.schema(
+    [
+        *_IDENTITY,
+        *(field for field in _CONTENT if field.name not in ("status", "error")),
+        pa.field("sha256", pa.string(), nullable=False),  # of the label map, see corrections.py
+        # By name, so that it stands under any vocabulary; the masks do not overlap.
+        pa.field(
+            "regions",
+            pa.list_(
+                pa.struct(
+                    [
+                        pa.field("label", pa.string(), nullable=False),
+                        pa.field("counts", pa.binary(), nullable=False),  # COCO compressed RLE
+                    ]
+                )
+            ),
+            nullable=False,
         ),
     ],
     metadata={"segmill_schema_version": str(SCHEMA_VERSION)},

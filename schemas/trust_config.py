@@ -75,3 +75,18 @@ class ReviewConfig(Config):
     )
     seed: int = Field(0, ge=0, description="which images are chosen at random")
     version: int | None = Field(None, ge=1, description="dataset version; the newest if absent")
+
+
+class CorrectConfig(Config):
+    """Put the labels of reviewed tasks in the place of a model's, in a new version of DATASET.
+
+    They stay through later runs for as long as their image's bytes do.
+    """
+
+    dataset: str = Field(description="dataset directory or URL")
+    reviews: Path = Field(
+        description="the tasks as Label Studio (JSON) or CVAT (CVAT for images 1.1) exports them"
+    )
+    lock_ttl_s: float = Field(
+        60.0, gt=0, description="time after which a run that is silent has lost the dataset"
+    )

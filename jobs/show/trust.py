@@ -10,6 +10,7 @@ from jobs.show.printing import print_json, rounded
 
 if TYPE_CHECKING:
     from jobs.calibrate import CalibrateResult
+    from jobs.correct import CorrectResult
     from jobs.review import ReviewResult
 
 
@@ -69,3 +70,30 @@ def show_review(result: "ReviewResult", console: Console) -> int:
         }
     )
     return 0
+
+
+def show_correct(result: "CorrectResult", console: Console) -> int:
+    """Print what became of the reviewed images; 1 when none of them could be taken."""
+    lines = {
+        f"{result.taken} corrected images in version {result.version}": result.published,
+        f"version {result.version} stays the newest": not result.published,
+        f"{result.unchanged} have these labels already": result.unchanged,
+        f"{result.stale} are other images by now: their bytes have changed": result.stale,
+        f"{result.gone} are no labelled images of the newest version": result.gone,
+    }
+    for line, is_so in lines.items():
+        if is_so:
+            console.print(line, highlight=False, soft_wrap=True)
+    print_json(
+        {
+            "dataset": result.dataset,
+            "version": result.version,
+            "published": result.published,
+            "taken": result.taken,
+            "unchanged": result.unchanged,
+            "stale": result.stale,
+            "gone": result.gone,
+            "seconds": round(result.seconds, 2),
+        }
+    )
+    return int(not result.taken + result.unchanged)

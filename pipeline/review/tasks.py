@@ -63,6 +63,7 @@ def _label_studio_task(task: ReviewTask, of: ReviewedVersion) -> dict[str, Any]:
         "data": {
             "image": local_file(name) if is_local else row["uri"],
             "image_id": row["image_id"],
+            "bytes_sha256": row["bytes_sha256"],
             "segmill_version": of.version,
             "chosen": task.chosen,
         },
