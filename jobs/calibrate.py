@@ -39,6 +39,7 @@ class CalibrateResult:
     dataset: str
     version: int
     output: str
+    by: str  # score or margin
     images: int  # with a truth
     segments: int  # checked ones
     floors: Mapping[str, Floor]
@@ -72,12 +73,15 @@ def calibrate(config: CalibrateConfig) -> CalibrateResult:
         )
     by_class = checked.by_class()
     promise = Promise(config.precision, config.confidence, for_all=config.promise == "all")
-    floors = find_floors(by_class, all_scores(config.dataset, manifest), promise, config.seed)
+    floors = find_floors(
+        by_class, all_scores(config.dataset, manifest, config.by), promise, config.seed
+    )
     names = manifest.vocabulary.names
     result = CalibrateResult(
         dataset=hide_secrets(config.dataset),
         version=manifest.version,
         output=str(config.output),
+        by=config.by,
         images=checked.images,
         segments=sum(len(one.scores_N) for one in by_class.values()),
         floors={names[index]: floor for index, floor in floors.items()},
@@ -112,7 +116,7 @@ def _compared_with_reviews(
 ) -> CheckedSegments:
     """Compare with what people drew; where they drew nothing there is none of the classes."""
     by_id, names = {one.image: one for one in reviews}, manifest.vocabulary.names
-    checked = CheckedSegments(config.min_overlap)
+    checked = CheckedSegments(config.min_overlap, config.by)
     for row in rows_of_the_model(config.dataset, manifest, ("image_id", *_COLUMNS)):
         review = by_id.get(row["image_id"])
         if review is not None:
@@ -123,7 +127,7 @@ def _compared_with_reviews(
 def _compared_with_maps(config: CalibrateConfig, manifest: Manifest) -> CheckedSegments:
     if config.truth is None:
         raise SettingsError("truth is required")
-    truths, checked = Truths.find(config.truth), CheckedSegments(config.min_overlap)
+    truths, checked = Truths.find(config.truth), CheckedSegments(config.min_overlap, config.by)
     ignore = truth_ignore(len(manifest.vocabulary)) if config.ignore is None else config.ignore
     for row in rows_of_the_model(config.dataset, manifest, _COLUMNS):
         if truths.of(row["uri"]) is not None:
@@ -143,7 +147,7 @@ def _write(config: CalibrateConfig, manifest: Manifest, result: CalibrateResult)
     """Write the floors as `export --class-min-scores` reads them, with where they come from."""
     otherwise = DROP if config.unpromised == "drop" else 0.0
     content = {
-        FLOORS: {
+        FLOORS[config.by]: {
             name: otherwise if floor.score is None else floor.score
             for name, floor in result.floors.items()
         },
@@ -161,7 +165,7 @@ def _write(config: CalibrateConfig, manifest: Manifest, result: CalibrateResult)
     }
     with whole_file(config.output) as file:
         file.write(
-            "# Score floors for `segmill export --class-min-scores`. They hold for this version, "
-            "and rest\n# on the checked images being a random part of it.\n"
+            f"# For `segmill export --{FLOORS[config.by].replace('_', '-')}`. It holds for this "
+            "version, and rests\n# on the checked images being a random part of it.\n"
         )
         yaml.safe_dump(content, file, sort_keys=False, allow_unicode=True)

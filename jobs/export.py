@@ -31,8 +31,8 @@ _PLAN: Final = f"{WORK}/plan.json"
 _FREE: Final = frozenset(
     {"dataset", "output", "version", "workers", "fetch_attempts", "web_timeout_seconds",
      "allow_private_addresses", "trust_dataset", "max_bad_fraction", "classes",
-     "class_min_scores", "min_score", "min_area", "min_margin", "max_disagreement",
-     "min_stability"}
+     "class_min_scores", "min_score", "min_area", "min_margin", "class_min_margins",
+     "max_disagreement", "min_stability"}
 )  # fmt: skip
 
 
@@ -110,6 +110,7 @@ def _decided(config: ExportConfig, manifest: Manifest, selection: Selection) -> 
         "classes": selection.names,
         "targets": selection.targets,
         "floors": selection.floors,
+        "margins": selection.margins,
         "min_area": selection.min_area,
         "trust": asdict(selection.trust),
         **settings,

@@ -25,6 +25,9 @@ class SelectionSettings(Config):
         le=1,
         description="segments with a smaller lead over the second class are ignored",
     )
+    class_min_margins: Path | None = Field(
+        None, description="as --class-min-scores, of margins (`segmill calibrate --by margin`)"
+    )
     max_disagreement: float = Field(
         1.0, ge=0, le=1, description="segments of which query head and CLIP differ more are ignored"
     )

@@ -9,16 +9,21 @@ from schemas.config import Config
 
 
 class CalibrateConfig(Config):
-    """Find the score of every class from which on its segments are right as often as promised."""
+    """Find the score or margin of every class from which on segments are right as promised."""
 
     dataset: str = Field(description="dataset directory or URL")
-    output: Path = Field(description="YAML file to write; export --class-min-scores takes it")
+    output: Path = Field(
+        description="YAML file to write, for export --class-min-scores or --class-min-margins"
+    )
     truth: str | None = Field(
         None,
         description="directory of PNG label maps named like the images, for a random part of them",
     )
     reviews: Path | None = Field(
         None, description="corrected tasks of `segmill review`, of the images that it chose"
+    )
+    by: Literal["score", "margin"] = Field(
+        "score", description="which measure gets a floor; see `segments` in the README"
     )
     precision: float = Field(
         0.9, gt=0, lt=1, description="share of kept segments that shall be right, at least"

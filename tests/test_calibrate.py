@@ -81,6 +81,14 @@ def test_export_takes_the_file(made, tmp_path):
     assert len(cats) < 0.7 * IMAGES
 
 
+def test_margins_get_floors_of_their_own(made, tmp_path):
+    result = run(made, tmp_path, by="margin")
+    assert 0.4 < result.floors["cat"].score < 0.6
+    content = yaml.safe_load((tmp_path / "t.yaml").read_text())
+    assert content["class_min_margins"]["cat"] == result.floors["cat"].score
+    assert "class_min_scores" not in content
+
+
 def test_the_file_says_on_what_it_rests(made, tmp_path):
     run(made, tmp_path, precision=0.8, promise="all")
     content = yaml.safe_load((tmp_path / "t.yaml").read_text())

@@ -51,14 +51,13 @@ def select(tmp_path: Path, classes: str = "", floors: str = "", **settings: Any)
     "limits, kept",
     [
         ({}, ["cat", "dog", "none"]),
-        ({"min_margin": 0.5}, ["cat", "none"]),
         ({"max_disagreement": 0.1}, ["dog", "none"]),
         ({"min_stability": 0.95}, ["none"]),
     ],
 )
 def test_segments_that_are_not_trusted_are_left_out(limits, kept):
-    measured = {"cat": (0.9, 0.3, 0.9), "dog": (0.2, 0.1, 0.9), "none": (None, None, None)}
-    names = ("margin", "disagreement", "stability")
+    measured = {"cat": (0.3, 0.9), "dog": (0.1, 0.9), "none": (None, None)}
+    names = ("disagreement", "stability")
     trust = TrustLimits(**limits)
     found = [
         name
@@ -70,10 +69,28 @@ def test_segments_that_are_not_trusted_are_left_out(limits, kept):
 
 def test_limits_of_trust_come_from_the_settings(tmp_path):
     selection = select(tmp_path, min_margin=0.3, max_disagreement=0.4, min_stability=0.5)
-    assert selection.trust == TrustLimits(0.3, 0.4, 0.5)
+    assert selection.trust == TrustLimits(0.4, 0.5) and selection.margins == (0.3,) * 4
     unsure = [segment | {"margin": 0.2} for segment in segments()]
     kept, dropped = selection.apply(unsure, SIZE)
-    assert not kept and dropped == {"not_trusted": len(unsure)}
+    assert not kept and dropped == {"below_margin": len(unsure)}
+
+
+@pytest.mark.parametrize("name", ["class_min_scores", "class_min_margins"])
+def test_what_a_person_drew_is_kept_where_its_class_is_dropped(tmp_path, name):
+    floors = tmp_path / "floors.yaml"
+    floors.write_text("cat: drop")
+    selection = select(tmp_path, **{name: floors})
+    kept, _ = selection.apply(segments(), SIZE)  # without margins: drawn by a person
+    of_model, dropped = selection.apply([one | {"margin": 1.0} for one in segments()], SIZE)
+    assert len(kept) == 4 and len(of_model) == 3 and dropped.total() == 1
+
+
+def test_floors_of_another_measure_are_refused(tmp_path):
+    path = tmp_path / "floors.yaml"
+    path.write_text("class_min_margins: {cat: 0.1}\nprovenance: {}")
+    assert select(tmp_path, class_min_margins=path).margins == (0.0, 0.1, 0.0, 0.0)
+    with pytest.raises(SettingsError, match=r"floors\.yaml holds no class_min_scores"):
+        select(tmp_path, class_min_scores=path)
 
 
 def drawn(selection: Selection) -> list[str]:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jobs.show.printing import print_json, rounded
+from jobs.show.printing import print_json
 
 if TYPE_CHECKING:
     from jobs.calibrate import CalibrateResult
@@ -21,17 +21,20 @@ def show_calibrate(result: "CalibrateResult", console: Console) -> int:
         f"{result.images} images checked"
     )
     table = Table(title=escape(title), title_justify="left")
-    for name in ("class", "floor", "keeps", "checked", "right", "at least", "tested"):
-        table.add_column(name, justify="left" if name in ("class", "tested") else "right")
-    for name, floor in result.floors.items():
+    for name in ("class", "floor", "keeps", "checked", "right", "at least"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    pooled = {name: floor for name, floor in result.floors.items() if floor.basis == "pooled"}
+    shown = {escape(name): floor for name, floor in result.floors.items() if name not in pooled}
+    for floor in list(pooled.values())[:1]:
+        shown[f"{len(pooled)} rare ones together"] = floor
+    for name, floor in shown.items():
         table.add_row(
-            escape(name),
+            name,
             "cannot be promised" if floor.score is None else f"{floor.score:.4f}",
             f"{floor.kept_share:.1%}",
             str(floor.checked),
             f"{floor.correct} of {floor.kept}",
             "-" if floor.lower_bound is None else f"{floor.lower_bound:.3f}",
-            "by itself" if floor.basis == "own" else "with other rare ones",
         )
     console.print(table)
     for reason in sorted({floor.reason for floor in result.floors.values() if floor.reason}):
@@ -39,12 +42,12 @@ def show_calibrate(result: "CalibrateResult", console: Console) -> int:
     print_json(
         {
             "output": result.output,
+            "by": result.by,
             "version": result.version,
             "images": result.images,
             "segments": result.segments,
             "classes": len(result.floors),
             "promised": result.promised,
-            "floors": {name: rounded(floor.score) for name, floor in result.floors.items()},
             "seconds": round(result.seconds, 2),
         }
     )

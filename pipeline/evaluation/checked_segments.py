@@ -20,16 +20,15 @@ from schemas.manifest import Manifest
 
 UNKNOWN: Final = IGNORE - 1  # what a truth holds where it says nothing
 
-_SCORE_COLUMNS: Final = (
-    "status", "annotator", "segments.list.element.class_index", "segments.list.element.score",
-)  # fmt: skip
+_ELEMENT: Final = "segments.list.element"
 
 
 @dataclass
 class CheckedSegments:
-    """Adds up the checked segments of a dataset, image by image."""
+    """Adds up the checked segments of a dataset, image by image; `measure` is score or margin."""
 
     min_overlap: float
+    measure: str = "score"
     images: int = 0
     _found: dict[int, list[tuple[int, float, bool]]] = field(default_factory=dict)
 
@@ -44,7 +43,7 @@ class CheckedSegments:
             known_N = truth_N[truth_N != UNKNOWN]
             if len(known_N):
                 share = (known_N == segment["class_index"]).mean()
-                found = (self.images, segment["score"], bool(share >= self.min_overlap))
+                found = (self.images, segment[self.measure], bool(share >= self.min_overlap))
                 self._found.setdefault(segment["class_index"], []).append(found)
         self.images += 1
 
@@ -60,13 +59,14 @@ class CheckedSegments:
         }
 
 
-def all_scores(dataset: str, manifest: Manifest) -> dict[int, NDArray[np.float64]]:
-    """Return the scores of every segment that the model made, by class index."""
+def all_scores(dataset: str, manifest: Manifest, measure: str) -> dict[int, NDArray[np.float64]]:
+    """Return the scores (or margins) of every segment that the model made, by class index."""
+    columns = ("status", "annotator", f"{_ELEMENT}.class_index", f"{_ELEMENT}.{measure}")
     classes, scores = [np.empty(0, np.int32)], [np.empty(0, np.float32)]
-    for table in read_rows(dataset, manifest, _SCORE_COLUMNS, batch_rows=4096):
+    for table in read_rows(dataset, manifest, columns, batch_rows=4096):
         segments = of_the_model(table)["segments"].combine_chunks().flatten()
         classes.append(segments.field("class_index").to_numpy())
-        scores.append(segments.field("score").to_numpy())
+        scores.append(segments.field(measure).to_numpy())
     classes_N, scores_N = np.concatenate(classes), np.concatenate(scores).astype(np.float64)
     order = np.argsort(classes_N, kind="stable")
     present, first = np.unique(classes_N[order], return_index=True)

@@ -1,4 +1,4 @@
-"""Score floors that promise a precision: fixed-sequence testing of binomial tails.
+"""Floors of a score (or margin) that promise a precision: fixed-sequence tests of binomial tails.
 
 A sample of segments was checked by people. The score at which precision begins to suffice is looked
 for from strict to lax: floors are quantiles of *all* the dataset's scores, so that their order and
