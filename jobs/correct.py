@@ -17,6 +17,7 @@ from pipeline.fingerprints import Fingerprints
 from pipeline.lock import DatasetLock, new_run_id
 from pipeline.parts import read_columns, read_table, write_corrections, write_images
 from pipeline.review.reviewed import Reviewed, read_reviewed
+from pipeline.run_log import RunLog
 from pipeline.run_records import Recorder
 from pipeline.storage import hide_secrets
 from schemas.annotation import ANNOTATED, CORRECTIONS, LABELLED, table_from_rows
@@ -70,6 +71,7 @@ def correct(config: CorrectConfig) -> CorrectResult:
     run_id = new_run_id()
     with (
         DatasetLock(config.dataset, run_id, config.lock_ttl_s) as lock,
+        RunLog(config.dataset, run_id),
         Recorder(config.dataset, run_id) as recorder,
     ):
         manifest = dataset.read_manifest(config.dataset)

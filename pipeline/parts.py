@@ -81,7 +81,13 @@ def write_images(dataset: str, run_id: str, rows: pa.Table) -> DataFile:
         run_id,
         table,
         row_group_size=_IMAGES_ROW_GROUP,
-        use_dictionary=["status", "fingerprint", "run_id", "segments.list.element.label"],
+        use_dictionary=[
+            "status",
+            "fingerprint",
+            "run_id",
+            "annotator",
+            "segments.list.element.label",
+        ],
         # Minimum and maximum of an RLE or a hash of a message help no reader.
         write_statistics=["image_id", "uri", "status", "height", "width", "coverage", "mean_score"],
     )
