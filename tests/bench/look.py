@@ -141,7 +141,7 @@ def labels_of(
 
 def row(labels_HW: np.ndarray, scores_HW: np.ndarray, names: tuple[str, ...]) -> Row:
     scores = scores_HW.astype(np.float32)
-    segments = encode_segments(np.maximum(labels_HW, 0), scores, names, 0.0)
+    segments = encode_segments(np.maximum(labels_HW, 0), scores, names, 0.0, scores)
     area = sum(segment["area"] for segment in segments)
     weighted = sum(segment["score"] * segment["area"] for segment in segments)
     return {
