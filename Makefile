@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test check format lock weights bench-exact bench-half bench-memory bench-precision \
-  bench-decoder bench-planning bench-incremental fuzz photos chaos ablations clean
+  bench-trust bench-promise bench-decoder bench-planning bench-incremental fuzz photos chaos ablations clean
 
 demo: $(INSTALLED)  ## scenes -> labels -> figures -> one HTML page; ends with one line of JSON
 	@$(BIN)/segmill demo --output demo
@@ -31,6 +31,12 @@ bench-exact: $(INSTALLED)  ## the exact path against an eager loop, stage by sta
 
 bench-half: $(INSTALLED)  ## label agreement of bf16 and fp16 CLIP with fp32
 	@$(BIN)/python -m tests.bench.half_precision
+
+bench-trust: $(INSTALLED)  ## cost of margin, disagreement and stability in the label stage
+	@$(BIN)/python -m tests.bench.trust
+
+bench-promise: $(INSTALLED)  ## how well they tell right from wrong segments, and whether promises are kept
+	@$(BIN)/python -m tests.bench.promise
 
 bench-memory: $(INSTALLED)  ## peak memory of 200 and of 2,000 images
 	@$(BIN)/python -m tests.bench.memory

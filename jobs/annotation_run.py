@@ -18,9 +18,10 @@ from jobs.annotation_plan import AnnotationPlan
 from jobs.progress import Progress
 from pipeline import dataset, runtime
 from pipeline.cores import cores
+from pipeline.corrections import Corrections
 from pipeline.files import delete_files, list_files, write_bytes
 from pipeline.lock import DatasetLock, new_run_id
-from pipeline.parts import RUNS, forget_parts, merge_images, recorded_parts
+from pipeline.parts import RUNS, forget_parts, merge_images, recorded_parts, write_part
 from pipeline.planner import RETRIED_CODES, Origin, Planner, Work
 from pipeline.run_log import RunLog
 from pipeline.run_records import Recorder
@@ -114,7 +115,9 @@ class AnnotationRun:
         Raises PublicationError when another run published the same version meanwhile.
         """
         repeated = self._planner.add_inventory(inventory)
+        corrections = self._corrections()
         self._take_over()
+        self._correct(corrections)
         try:
             manifest = self._published(self._do_what_is_left())
         except SegmillError:
@@ -138,6 +141,20 @@ class AnnotationRun:
             seconds=time.monotonic() - started,
             too_many_bad=counts.quarantined > self._config.max_bad_fraction * counts.inventory,
         )
+
+    def _corrections(self) -> Corrections:
+        """Tell the planner what people have corrected."""
+        files = self._base.corrections if self._base else ()
+        corrections = Corrections.read(self._output, files)
+        self._planner.add_corrections(corrections.keys(self._plan.vocabulary.names))
+        return corrections
+
+    def _correct(self, corrections: Corrections) -> None:
+        """Write the corrected rows that are new, or of classes that stand in another order now."""
+        ids = self._planner.uncorrected()
+        if ids:
+            rows = corrections.rows(ids, self._plan.vocabulary.names, self._run_id)
+            self._add([write_part(self._output, self._run_id, rows)], "own")
 
     def _take_over(self) -> None:
         """Tell the planner what is done: by runs that were cut short, and in the newest version."""
@@ -231,6 +248,7 @@ class AnnotationRun:
             changes=self._changes(),
             images=tuple(files),
             embeddings=tuple(self._planner.embeddings()),
+            corrections=self._base.corrections if self._base else (),
             config=hide_all_secrets(plan.config.model_dump(mode="json")),
             models={
                 "proposer_licence": plan.proposer.licence,

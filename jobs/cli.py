@@ -87,6 +87,21 @@ COMMANDS: Final[dict[str, _Command]] = {
         "schemas.export_config:ExportConfig", "jobs.export:export", "export:show_export",
         ("dataset",),
     ),
+    "review": _Command(
+        "write the images most worth a person's time to Label Studio or CVAT",
+        "schemas.trust_config:ReviewConfig", "jobs.review:review", "trust:show_review",
+        ("dataset",),
+    ),
+    "correct": _Command(
+        "take reviewed tasks back: their labels stand in the place of the model's",
+        "schemas.trust_config:CorrectConfig", "jobs.correct:correct", "trust:show_correct",
+        ("dataset", "reviews"),
+    ),
+    "calibrate": _Command(
+        "find the score floors from which on segments are right as often as promised",
+        "schemas.trust_config:CalibrateConfig", "jobs.calibrate:calibrate",
+        "trust:show_calibrate", ("dataset",),
+    ),
     "weights convert": _Command(
         "write the models of a checkpoint of the paper's authors in Segmill's layout",
         "WeightsConvertConfig", "jobs.weights:convert", "models:show_convert", ("checkpoint",),

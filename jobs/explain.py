@@ -12,7 +12,7 @@ from pipeline.pages import shown_uri
 from pipeline.run_lengths import decode_runs
 from pipeline.storage import hide_secrets
 from pipeline.text_vectors import read_texts
-from schemas.annotation import QUARANTINED
+from schemas.annotation import HUMAN, QUARANTINED
 from schemas.errors import OutputError, SettingsError
 from schemas.explain_config import ExplainConfig
 from schemas.manifest import Manifest
@@ -22,6 +22,9 @@ _THRESHOLDS: Final = (
     "logit_scale", "mask_expand_ratio", "mask_fill", "oracle_truth",
 )  # fmt: skip
 _WEIGHTS: Final = ("proposer", "proposer_weights_sha256", "clip", "clip_weights_sha256")
+_FACTS: Final = (
+    "segment_id", "label", "score", "margin", "disagreement", "stability", "area",
+)  # fmt: skip
 _NEEDED: Final = ("embedding_fingerprint", "divisor", "mask_precision")
 
 
@@ -32,6 +35,9 @@ class SegmentFacts:
     segment_id: int
     label: str
     score: float
+    margin: float | None  # None, as the two that follow: see SEGMENT
+    disagreement: float | None
+    stability: float | None
     area: int
     box: tuple[int, int, int, int]
 
@@ -47,6 +53,7 @@ class ExplainResult:
     size: tuple[int, int]  # (height, width)
     at: tuple[int, int]  # (column, row)
     run_id: str
+    annotator: str
     status: str
     error: Mapping[str, str] | None
     segment: SegmentFacts | None  # None: the pixel carries no label
@@ -75,7 +82,10 @@ def explain(config: ExplainConfig) -> ExplainResult:
         unknown = "the image was quarantined and has no labels"
     else:
         segment = _segment_at(row, config.at)
-        terms, unknown = _terms(config, manifest, row)
+        if row["annotator"] == HUMAN:
+            unknown = "a person corrected the labels of this image: no scores decided them"
+        else:
+            terms, unknown = _terms(config, manifest, row)
     return ExplainResult(
         dataset=hide_secrets(config.dataset),
         version=manifest.version,
@@ -84,6 +94,7 @@ def explain(config: ExplainConfig) -> ExplainResult:
         size=(row["height"], row["width"]),
         at=config.at,
         run_id=row["run_id"],
+        annotator=row["annotator"],
         status=row["status"],
         error=row["error"],
         segment=segment,
@@ -113,9 +124,7 @@ def _segment_at(row: Row, at: tuple[int, int]) -> SegmentFacts | None:
         return None
     segment = row["segments"][int(runs.masks_R[holding[0]])]
     x0, y0, x1, y1 = segment["box"]
-    return SegmentFacts(
-        segment["segment_id"], segment["label"], segment["score"], segment["area"], (x0, y0, x1, y1)
-    )
+    return SegmentFacts(**{name: segment[name] for name in _FACTS}, box=(x0, y0, x1, y1))
 
 
 def _terms(

@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -15,12 +15,12 @@ from pipeline.dataset import read_manifest
 from pipeline.evaluation.parallel import add_up
 from pipeline.exports import find_format
 from pipeline.exports.output import INDEX, LEFT_OUT, SHARDS, WORK, Export
-from pipeline.exports.pictures import Pictures
+from pipeline.exports.pictures import Pictures, source_place
 from pipeline.exports.selection import Selection
 from pipeline.exports.shards import ShardSpec, ShardWriter, plan_shards
 from pipeline.files import DRAFT_SUFFIX, delete_files, in_parallel, list_files, read_bytes
-from pipeline.storage import full_uri, hide_secrets, open_store
-from schemas.errors import OutputError, SettingsError, SourceError
+from pipeline.storage import hide_secrets
+from schemas.errors import OutputError, SettingsError
 from schemas.export_config import ExportConfig
 from schemas.export_manifest import EXPORT_LAYOUT, ExportCounts, ExportManifest
 from schemas.manifest import Manifest
@@ -31,7 +31,8 @@ _PLAN: Final = f"{WORK}/plan.json"
 _FREE: Final = frozenset(
     {"dataset", "output", "version", "workers", "fetch_attempts", "web_timeout_seconds",
      "allow_private_addresses", "trust_dataset", "max_bad_fraction", "classes",
-     "class_min_scores", "min_score", "min_area"}
+     "class_min_scores", "min_score", "min_area", "min_margin", "class_min_margins",
+     "max_disagreement", "min_stability"}
 )  # fmt: skip
 
 
@@ -109,7 +110,9 @@ def _decided(config: ExportConfig, manifest: Manifest, selection: Selection) -> 
         "classes": selection.names,
         "targets": selection.targets,
         "floors": selection.floors,
+        "margins": selection.margins,
         "min_area": selection.min_area,
+        "trust": asdict(selection.trust),
         **settings,
     }
 
@@ -164,7 +167,7 @@ def _writer(
 ) -> ShardWriter:
     return ShardWriter(
         dataset=config.dataset,
-        source=_source(manifest.source),
+        source=source_place(manifest.source),
         format=config.format,
         export=place,
         selection=selection,
@@ -173,14 +176,6 @@ def _writer(
         val_fraction=config.val_fraction,
         split_seed=config.split_seed,
     )
-
-
-def _source(source: str) -> str:
-    """Return the place of the source as URIs of images begin with it."""
-    try:
-        return full_uri(*open_store(source, SourceError))
-    except SourceError:
-        return source  # of the web: its URIs stand as they are
 
 
 def _write_shards(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pipeline.dataset import MANIFESTS, manifest_path, read_manifest, versions
 from pipeline.files import FileFacts, delete_files, list_facts
 from pipeline.lock import DatasetLock, new_run_id
-from pipeline.parts import EMBEDDINGS_FOLDER, IMAGES, RUNS
+from pipeline.parts import CORRECTIONS_FOLDER, EMBEDDINGS_FOLDER, IMAGES, RUNS
 from pipeline.storage import hide_secrets
 from pipeline.text_vectors import texts_path
 from schemas.config import VacuumConfig
@@ -63,12 +63,13 @@ def _superfluous(config: VacuumConfig) -> tuple[list[int], dict[str, FileFacts]]
     kept = [manifest for number, manifest in manifests.items() if number not in dropped]
     named = {file.path for manifest in kept for file in manifest.images}
     named |= {file.path for manifest in kept for file in manifest.embeddings}
+    named |= {file.path for manifest in kept for file in manifest.corrections}
     named |= {texts_path(manifest.fingerprint) for manifest in kept}
     named |= {manifest_path(number) for number in numbers}  # dropped ones are told apart
     runs = {manifest.run_id for manifest in kept}
     files = {
         path: facts
-        for folder in (IMAGES, EMBEDDINGS_FOLDER, RUNS, MANIFESTS)
+        for folder in (IMAGES, EMBEDDINGS_FOLDER, CORRECTIONS_FOLDER, RUNS, MANIFESTS)
         for path, facts in list_facts(config.dataset, folder).items()
         if path not in named and (facts.changed is None or facts.changed < oldest)
     }

@@ -35,7 +35,7 @@ def verify(config: VerifyConfig) -> VerifyResult:
         dataset=hide_secrets(config.dataset),
         version=manifest.version,
         images=manifest.counts.inventory,
-        files=len(manifest.images) + len(manifest.embeddings),
+        files=len(manifest.images) + len(manifest.embeddings) + len(manifest.corrections),
         label_maps=label_maps,
         problems=tuple(problems),
         seconds=time.monotonic() - started,

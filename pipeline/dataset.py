@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from pipeline.files import create_bytes, list_files, read_bytes
 from pipeline.storage import hide_secrets, open_store
+from schemas.annotation import SCHEMA_VERSION
 from schemas.errors import OutputError, PublicationError
 from schemas.manifest import Manifest
 
@@ -49,7 +50,7 @@ def read_manifest(dataset: str, version: int | None = None) -> Manifest:
         raise OutputError(f"{hide_secrets(dataset)} holds no published dataset")
     wanted = version or known[-1]
     try:
-        return Manifest.model_validate_json(read_bytes(dataset, manifest_path(wanted)))
+        manifest = Manifest.model_validate_json(read_bytes(dataset, manifest_path(wanted)))
     except FileNotFoundError:
         named = ", ".join(map(str, known[-20:]))
         raise OutputError(
@@ -62,6 +63,13 @@ def read_manifest(dataset: str, version: int | None = None) -> Manifest:
             f"version {wanted} of {hide_secrets(dataset)} cannot be read: its manifest is of "
             f"another layout ({'.'.join(map(str, first['loc']))}: {first['msg']})"
         ) from None
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise OutputError(
+            f"version {wanted} of {hide_secrets(dataset)} has rows of schema "
+            f"{manifest.schema_version}, this Segmill reads and writes {SCHEMA_VERSION}: annotate "
+            "into another directory"
+        )
+    return manifest
 
 
 def read_rows(

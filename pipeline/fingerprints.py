@@ -2,9 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from schemas.annotation import SCHEMA_VERSION
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class Fingerprints:
             "propose": self.proposal,
             "embed": self.embedding,
         }.get(stage, self.label)
+
+    @staticmethod
+    def of_correction(sha256: str, names: Sequence[str]) -> str:
+        """Return what decides the labels that a person drew: these, and what classes are called."""
+        return _hash([sha256, list(names), SCHEMA_VERSION])
 
     @property
     def of_quarantined(self) -> tuple[str, ...]:

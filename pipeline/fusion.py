@@ -23,6 +23,8 @@ LOGIT_SCALE: Final = 100.0
 TILE_FLOATS: Final = 2**20
 _TIMES_ON_GPU: Final = 64
 
+LEAST_EVIDENCE: Final = 1e-12  # instead of none, by which nothing can be divided
+
 
 def query_probs(query_embeds_QD: Tensor, text_KD: Tensor, void_logits_Q: Tensor) -> Tensor:
     """Return P (Q, K): softmax over K classes and "no object", that column dropped as it is.
@@ -78,28 +80,45 @@ def fuse(
 
 @dataclass(frozen=True)
 class LabelMap:
-    """Per pixel the class index (H, W) int64 and its score in [0, 1], (H, W) float32.
+    """Per pixel the class index (H, W) int64, its score and its margin in [0, 1], (H, W) float32.
 
-    The score is the winner's share of evidence: sum of F*M over sum of M (the paper's formula);
-    it is 0 where no mask covers the pixel.
+    The score is the winner's share of evidence: sum of F*M over sum of M (the paper's formula).
+    The margin is its lead over the second class, as a share of its own sum of F*M: 1 where it has
+    no rival. Both are 0 where no mask covers the pixel.
     """
 
     classes_HW: Tensor
     scores_HW: Tensor
+    margins_HW: Tensor
 
     @classmethod
     def of(cls, tiles: Iterable["ScoreTile"], size: Size, device: torch.device) -> "LabelMap":
-        """Return the label of every pixel from the tiles of a score map (spec 2.7)."""
+        """Return the label of every pixel from the tiles of a score map (spec 2.7).
+
+        The tiles' scores are used up.
+        """
         classes = torch.zeros(size, dtype=torch.int64, device=device)
         scores = torch.zeros(size, dtype=torch.float32, device=device)
+        margins = torch.zeros(size, dtype=torch.float32, device=device)
         for tile in tiles:
             best_TW, classes[tile.rows] = tile.scores_KTW.max(dim=0)
-            scores[tile.rows] = best_TW / tile.evidence_TW.clamp_min(1e-12)
-        return cls(classes, scores)
+            scores[tile.rows] = best_TW / tile.evidence_TW.clamp_min(LEAST_EVIDENCE)
+            margins[tile.rows] = lead(tile.scores_KTW, best_TW, classes[tile.rows], dim=0)
+        return cls(classes, scores, margins)
 
     def cpu(self) -> "LabelMap":
         """Return the same map in the memory of the host."""
-        return LabelMap(self.classes_HW.cpu(), self.scores_HW.cpu())
+        return LabelMap(self.classes_HW.cpu(), self.scores_HW.cpu(), self.margins_HW.cpu())
+
+
+def lead(class_sums: Tensor, best: Tensor, winners: Tensor, dim: int) -> Tensor:
+    """Return how far the winner is ahead of the second class, as a share of its own sum.
+
+    `best` and `winners` are the maximum and its place along `dim`; the winners' sums are blotted
+    out, for a second maximum without places costs a fraction of the two best of a sort.
+    """
+    second = class_sums.scatter_(dim, winners.unsqueeze(dim), 0.0).amax(dim=dim)
+    return (best - second) / best.clamp_min(LEAST_EVIDENCE)
 
 
 def label_map(class_scores_QK: Tensor, masks: Tensor | SoftMasks, size: Size) -> LabelMap:

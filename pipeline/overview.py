@@ -15,13 +15,27 @@ from numpy.typing import NDArray
 
 COLUMNS: Final = (
     "height", "width", "status", "coverage", "mean_score", "segments.list.element.class_index",
-    "segments.list.element.score", "segments.list.element.area",
+    "segments.list.element.score", "segments.list.element.margin", "segments.list.element.area",
 )  # fmt: skip
 STEPS: Final = 20  # of the histograms of scores
 _STEPS_OF_CLASS: Final = 10
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+
+def mean_margins(segments_B: pa.ListArray) -> Floats:
+    """Return the mean margin (B,) of each image's labelled pixels; NaN: none, or a person's."""
+    lengths_B = pc.list_value_length(segments_B).to_numpy(zero_copy_only=False)
+    images_N = np.repeat(np.arange(len(lengths_B)), lengths_B)
+    segments = segments_B.flatten()
+    areas_N = segments.field("area").to_numpy().astype(np.float64)
+    margins_N = segments.field("margin").to_numpy(zero_copy_only=False).astype(np.float64)
+    weighted_B = np.bincount(images_N, margins_N * areas_N, len(lengths_B))
+    areas_B = np.bincount(images_N, areas_N, len(lengths_B))
+    means_B = np.full(len(areas_B), np.nan)
+    np.divide(weighted_B, areas_B, out=means_B, where=areas_B > 0)
+    return means_B
 
 
 @dataclass
@@ -82,7 +96,9 @@ class Overview:
         self.pixels += int((sizes[0] * sizes[1]).sum())
         self.worst.add(coverage_B * score_B, ranks_B)
         has_labels_B = coverage_B > 0
-        self.uncertain.add(score_B[has_labels_B], ranks_B[has_labels_B])
+        margins_B = mean_margins(table["segments"].combine_chunks())
+        has_margin_B = ~np.isnan(margins_B)
+        self.uncertain.add(margins_B[has_margin_B], ranks_B[has_margin_B])
         self._image_scores_S += _histogram(score_B[has_labels_B], STEPS)
         self._coverage_S += _histogram(coverage_B, STEPS)
         self._add_segments(table["segments"].combine_chunks().flatten())

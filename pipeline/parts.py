@@ -25,12 +25,20 @@ from pipeline.files import (
     read_with,
     write_bytes,
 )
-from schemas.annotation import ANNOTATED, EMBEDDINGS, LABELLED, QUARANTINED, conform
+from schemas.annotation import (
+    ANNOTATED,
+    CORRECTIONS,
+    EMBEDDINGS,
+    LABELLED,
+    QUARANTINED,
+    conform,
+)
 from schemas.manifest import DataFile, EmbeddingsFile, Encoding, Part, StoredFile
 
 RUNS: Final = "_runs"
 IMAGES: Final = "images"
 EMBEDDINGS_FOLDER: Final = "embeddings"
+CORRECTIONS_FOLDER: Final = "corrections"
 
 # Exact embeddings are megabytes an image; a row group is what a reader holds at once.
 _EMBEDDINGS_ROW_GROUP: Final[Mapping[Encoding, int]] = {"exact": 8, "compact": 256}
@@ -73,7 +81,13 @@ def write_images(dataset: str, run_id: str, rows: pa.Table) -> DataFile:
         run_id,
         table,
         row_group_size=_IMAGES_ROW_GROUP,
-        use_dictionary=["status", "fingerprint", "run_id", "segments.list.element.label"],
+        use_dictionary=[
+            "status",
+            "fingerprint",
+            "run_id",
+            "annotator",
+            "segments.list.element.label",
+        ],
         # Minimum and maximum of an RLE or a hash of a message help no reader.
         write_statistics=["image_id", "uri", "status", "height", "width", "coverage", "mean_score"],
     )
@@ -88,21 +102,32 @@ def write_images(dataset: str, run_id: str, rows: pa.Table) -> DataFile:
     )
 
 
+def write_corrections(dataset: str, run_id: str, rows: pa.Table) -> StoredFile:
+    """Write one Parquet file of corrections, sorted by image_id, and describe it."""
+    table = conform(rows, CORRECTIONS).sort_by("image_id")
+    return _store(dataset, CORRECTIONS_FOLDER, run_id, table)
+
+
 def merge_images(dataset: str, run_id: str, shares: Sequence[Share]) -> DataFile:
     """Write the chosen rows of some files as one file; an image repeated in one counts once."""
     tables = []
     for share in shares:
-        data = read_with(dataset, share.path, lambda stream: stream.read())
-        table = pq.ParquetFile(BytesIO(data)).read()
+        table = read_table(dataset, share.path, ANNOTATED)
         if share.image_ids is not None:
             table = table.filter(pc.is_in(table["image_id"], pa.array(share.image_ids)))
-        tables.append(conform(table, ANNOTATED))
+        tables.append(table)
     merged = pa.concat_tables(tables)
     ids = merged["image_id"].combine_chunks()
     if pc.count_distinct(ids).as_py() < len(ids):
         first = pc.index_in(pc.unique(ids), ids)
         merged = merged.take(first)
     return write_images(dataset, run_id, merged)
+
+
+def read_table(dataset: str, path: str, schema: pa.Schema) -> pa.Table:
+    """Return a whole Parquet file of the dataset; raises SchemaError for another schema."""
+    data = read_with(dataset, path, lambda stream: stream.read())
+    return conform(pq.ParquetFile(BytesIO(data)).read(), schema)
 
 
 def read_columns(dataset: str, path: str, columns: Sequence[str]) -> pa.Table:

@@ -4,7 +4,8 @@ The inventory and the keys of all finished rows go into a DuckDB database in a t
 which spills to disk where they outgrow its memory, so that neither is ever whole in memory.
 
 A row is done when its image is in the inventory with the same etag and its fingerprint is of today.
-Compact embeddings, and labels made from them, count only for who asks for compact ones.
+Compact embeddings, and labels made from them, count only for who asks for compact ones. Of an image
+that a person has corrected, and that has the same content still, the corrected row alone is done.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from pipeline.files import in_parallel, write_bytes
 from pipeline.fingerprints import Fingerprints
 from pipeline.parts import RUNS, Share, read_columns
 from pipeline.scratch_database import scratch_database
-from schemas.annotation import LABELLED
+from schemas.annotation import LABELLED, MODEL
 from schemas.manifest import DataFile, EmbeddingsFile, Encoding
 
 # Given up for now, not for good: the store did not answer. Done again by the next run.
@@ -40,7 +41,8 @@ _FILES_AT_ONCE: Final = 32
 
 _TABLES: Final = """
 create table listed (image_id varchar, uri varchar, etag varchar, size_bytes bigint);
-create table rows (file integer, image_id varchar, etag varchar, fresh boolean, labelled boolean);
+create table corrected (image_id varchar, fingerprint varchar);
+create table rows (file integer, image_id varchar, etag varchar, fresh boolean, embeds boolean);
 create table embedded (file integer, row_group integer, image_id varchar, etag varchar,
                        is_current boolean, relabels boolean, reclassifies boolean);
 create table before (image_id varchar);
@@ -146,6 +148,26 @@ class Planner:
         self._database.execute("drop table listed")
         return repeated
 
+    def add_corrections(self, corrections: pa.Table) -> None:
+        """Take what people have corrected: image_id, etag, and the fingerprint of today's row.
+
+        Call it after the inventory and before finished rows.
+        """
+        self._insert(
+            "corrected",
+            "select k.image_id, k.fingerprint from arriving k join inventory i using (image_id) "
+            f"where {_SAME_CONTENT}",
+            corrections,
+        )
+
+    def uncorrected(self) -> list[str]:
+        """Return the ids of images whose corrected rows are still to be made."""
+        found = self._database.execute(
+            "select image_id from corrected c where not exists "
+            "(from rows k where k.image_id = c.image_id and k.fresh) order by image_id"
+        ).fetchall()
+        return [image_id for (image_id,) in found]
+
     @property
     def images(self) -> int:
         """How many images the inventory holds."""
@@ -168,7 +190,7 @@ class Planner:
             self._own_from = len(self._files)
         first = len(self._files)
         self._files += files
-        columns = ("image_id", "etag", "fingerprint", "status", "error")
+        columns = ("image_id", "etag", "fingerprint", "status", "annotator", "error")
         given_up = _given_up(() if origin == "own" else retried)  # this run has tried its own
         for number, table in _read_many(dataset, [file.path for file in files], columns):
             self._add_rows(first + number, table, given_up)
@@ -184,14 +206,17 @@ class Planner:
         code = pc.struct_field(table["error"], "code")
         self._insert(
             "rows",
-            "select $file, image_id, etag, "
-            "case when status = $labelled then list_contains($labels, fingerprint) "
-            f"else list_contains($quarantined, fingerprint) and {given_up} end, "
-            "status = $labelled from arriving",
+            "select $file, a.image_id, a.etag, "
+            "case when c.image_id is not null then a.fingerprint = c.fingerprint "
+            "when status = $labelled then list_contains($labels, a.fingerprint) "
+            f"else list_contains($quarantined, a.fingerprint) and {given_up} end, "
+            "status = $labelled and annotator = $model "
+            "from arriving a left join corrected c using (image_id)",
             table.drop_columns(["error"]).append_column("code", code),
             {
                 "file": number,
                 "labelled": LABELLED,
+                "model": MODEL,
                 "labels": self._labels_of_today,
                 "quarantined": list(self._today.of_quarantined),
             },
@@ -224,7 +249,8 @@ class Planner:
     def left(self, dataset: str, run_id: str) -> Work:
         """Return what is not done, written as units to the dataset.
 
-        Where embeddings are to be kept, a labelled image whose own are not stored is not done.
+        Where embeddings are to be kept, an image that a model labelled and whose own are not stored
+        is not done.
         """
         self._choose()
         self._database.execute(
@@ -246,7 +272,7 @@ class Planner:
         stored = "true"
         if self._keeps:
             stored = (
-                "(not k.labelled or exists (from embedded e where e.image_id = k.image_id "
+                "(not k.embeds or exists (from embedded e where e.image_id = k.image_id "
                 "and e.relabels and e.etag is not distinct from k.etag))"
             )
         self._database.execute(

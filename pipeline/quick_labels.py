@@ -15,10 +15,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from pipeline.fusion import LabelMap
+from pipeline.fusion import LEAST_EVIDENCE, LabelMap, lead
 from pipeline.resize import Size
-
-_LEAST_EVIDENCE = 1e-12
 
 
 def quick_label_map(
@@ -27,11 +25,12 @@ def quick_label_map(
     sizes: tuple[Size, Size, Size],
     min_score: float,
 ) -> LabelMap:
-    """Return label and score of every pixel of the original image, nearly those of `label_map`.
+    """Return label, score and margin of every pixel of the original, nearly those of `label_map`.
 
     `sizes` are of the padded image that the grid covers, of the resized image in its upper left
     corner, and of the original. A cell is also computed in full where `min_score` lies between the
-    scores of its nodes; the score within a cell of one label is the mean of its nodes.
+    scores of its nodes; the score within a cell of one label is the mean of its nodes, and so is
+    the margin within any cell.
     """
     padded, resized, original = sizes
     height, width = original
@@ -39,13 +38,17 @@ def quick_label_map(
         return LabelMap(
             mask_logits_Qhw.new_zeros(original, dtype=torch.int64),
             mask_logits_Qhw.new_zeros(original),
+            mask_logits_Qhw.new_zeros(original),
         )
     device = mask_logits_Qhw.device
     rows = _Axis.of(mask_logits_Qhw.shape[1], padded[0], resized[0], height, device)
     columns = _Axis.of(mask_logits_Qhw.shape[2], padded[1], resized[1], width, device)
     grid = (rows.nodes, columns.nodes)
     logits_NQ = mask_logits_Qhw[:, : grid[0], : grid[1]].flatten(1).T.contiguous()
-    node_classes_N, node_scores_N = _winners(logits_NQ.sigmoid(), class_scores_QK)
+    sums_NK, masks_NQ = _sums(logits_NQ, class_scores_QK)
+    best_N, node_classes_N = sums_NK.max(dim=1)
+    node_scores_N = _shares(best_N, masks_NQ)
+    node_margins_N = lead(sums_NK, best_N, node_classes_N, dim=1)
     # A node under the threshold has a label of its own: none.
     node_labels_hw = node_classes_N.where(node_scores_N >= min_score, -1).view(grid)
     agree_hw = _all_equal(node_labels_hw)
@@ -53,14 +56,16 @@ def quick_label_map(
 
     classes_HW = rows.spread(columns, node_classes_N.view(grid))
     scores_HW = rows.spread(columns, cell_scores_hw)
+    margins_HW = rows.spread(columns, _mean_of_corners(node_margins_N.view(grid)))
     near_border = (~rows.spread(columns, agree_hw)).flatten().nonzero()[:, 0]
     if len(near_border):
         candidates_C = torch.unique(_corners(node_classes_N.view(grid))[:, ~agree_hw])
         logits_PQ = _interpolated(logits_NQ, rows, columns, near_border)
-        winners_P, scores_P = _winners(logits_PQ.sigmoid(), class_scores_QK[:, candidates_C])
+        sums_PC, masks_PQ = _sums(logits_PQ, class_scores_QK[:, candidates_C])
+        best_P, winners_P = sums_PC.max(dim=1)
         classes_HW.view(-1)[near_border] = candidates_C[winners_P]
-        scores_HW.view(-1)[near_border] = scores_P
-    return LabelMap(classes_HW, scores_HW)
+        scores_HW.view(-1)[near_border] = _shares(best_P, masks_PQ)
+    return LabelMap(classes_HW, scores_HW, margins_HW)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +93,15 @@ class _Axis:
         return cells_hw[self.lower].index_select(1, columns.lower)
 
 
-def _winners(masks_NQ: Tensor, class_scores_QK: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the best class of every point and its score: its share of the evidence."""
-    best_N, classes_N = (masks_NQ @ class_scores_QK).max(dim=1)
-    return classes_N, best_N / masks_NQ.sum(dim=1).clamp_min(_LEAST_EVIDENCE)
+def _sums(logits_NQ: Tensor, class_scores_QK: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the summed class scores of every point, and its masks."""
+    masks_NQ = logits_NQ.sigmoid()
+    return masks_NQ @ class_scores_QK, masks_NQ
+
+
+def _shares(best_N: Tensor, masks_NQ: Tensor) -> Tensor:
+    """Return a class sum as its share of the evidence."""
+    return best_N / masks_NQ.sum(dim=1).clamp_min(LEAST_EVIDENCE)
 
 
 def _corners(values_hw: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ class Card:
     legend: tuple[LegendEntry, ...]
     coverage: float | None
     mean_score: float | None
+    mean_margin: float | None
     accuracy: float | None  # share of the truth's pixels with their true label
     picked: tuple[str, ...]  # why it is on the page: worst, uncertain, spread
 
@@ -227,9 +228,18 @@ def make_card(
         legend=legend,
         coverage=row["coverage"],
         mean_score=row["mean_score"],
+        mean_margin=_mean_margin(row["segments"]),
         accuracy=accuracy,
         picked=picked,
     )
+
+
+def _mean_margin(segments: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the mean margin of the labelled pixels; None: there are none, or a person's."""
+    if not segments or any(segment["margin"] is None for segment in segments):
+        return None
+    area = sum(segment["area"] for segment in segments)
+    return float(sum(segment["margin"] * segment["area"] for segment in segments) / area)
 
 
 def make_refusal(row: Mapping[str, Any]) -> Refusal:

@@ -22,17 +22,23 @@ def encode_segments(
     scores_HW: NDArray[np.float32],
     names: Sequence[str],
     min_score: float,
+    margins_HW: NDArray[np.float32] | None = None,
 ) -> list[dict[str, Any]]:
     """Return one segment per class that occurs, in order of class index.
 
     Pixels scored below `min_score`, and pixels without any evidence (score 0), belong to no
-    segment. A segment's score is the mean over its pixels, its box is half-open XYXY, its counts
-    are COCO's compressed RLE. The map is read once, whatever the number of classes.
+    segment. A segment's score and margin are means over its pixels (without `margins_HW` the margin
+    is None), its box is half-open XYXY, its counts are COCO's compressed RLE. The map is read once,
+    whatever the number of classes.
     """
     kept_HW = np.where(
         (scores_HW >= min_score) & (scores_HW > 0), classes_HW.astype(np.int32), IGNORE
     )
-    totals = np.bincount(kept_HW.ravel() + 1, scores_HW.ravel(), len(names) + 1)[1:]
+    bins = kept_HW.ravel() + 1
+    totals = np.bincount(bins, scores_HW.ravel(), len(names) + 1)[1:]
+    leads = None
+    if margins_HW is not None:
+        leads = np.bincount(bins, margins_HW.ravel(), len(names) + 1)[1:]
     runs = _Runs.of(kept_HW)
     segments: list[dict[str, Any]] = []
     for class_index, area, box, counts in zip(
@@ -48,6 +54,7 @@ def encode_segments(
                 "label": names[class_index],
                 "class_index": class_index,
                 "score": min(float(totals[class_index]) / area, 1.0),
+                "margin": None if leads is None else min(float(leads[class_index]) / area, 1.0),
                 "area": area,
                 "box": box,
                 "counts": counts,

@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,9 +17,16 @@ import pyarrow.parquet as pq
 
 from pipeline.files import in_parallel, read_bytes
 from pipeline.segments import decode_label_map
-from schemas.annotation import ANNOTATED, EMBEDDINGS, LABELLED, QUARANTINED, conform
+from schemas.annotation import (
+    ANNOTATED,
+    CORRECTIONS,
+    EMBEDDINGS,
+    LABELLED,
+    QUARANTINED,
+    conform,
+)
 from schemas.errors import OutputError, SchemaError
-from schemas.manifest import DataFile, EmbeddingsFile, Manifest, StoredFile
+from schemas.manifest import DataFile, Manifest, StoredFile
 
 _THREADS = 4  # a file is whole in memory while it is checked
 
@@ -51,11 +59,11 @@ def check_version(dataset: str, manifest: Manifest, sample: int | None) -> tuple
                 if found.image_ids is not None:
                     ids.add(found.image_ids)
         problems += ids.problems(manifest.counts.inventory)
-    stored = {file.path: file for file in manifest.embeddings}
-    for found in in_parallel(
-        lambda path: _check_embeddings(dataset, stored[path]), list(stored), _THREADS
-    ):
-        problems += found.problems
+    for files, schema in ((manifest.embeddings, EMBEDDINGS), (manifest.corrections, CORRECTIONS)):
+        stored = {file.path: file for file in files}
+        check = partial(_check_rows, dataset, stored, schema)
+        for found in in_parallel(check, list(stored), _THREADS):
+            problems += found.problems
     return problems + _account_problems(manifest), label_maps
 
 
@@ -102,8 +110,11 @@ def _check_images(dataset: str, file: DataFile, share: float) -> Checked:
     return Checked(tuple(problems), table["image_id"], label_maps)
 
 
-def _check_embeddings(dataset: str, file: EmbeddingsFile) -> Checked:
-    table, problems = _read(dataset, file, EMBEDDINGS)
+def _check_rows(
+    dataset: str, stored: Mapping[str, StoredFile], schema: pa.Schema, path: str
+) -> Checked:
+    file = stored[path]
+    table, problems = _read(dataset, file, schema)
     if table is not None and len(table) != file.rows:
         problems.append(f"{file.path}: {len(table)} rows, not {file.rows}")
     return Checked(tuple(problems))

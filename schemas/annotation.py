@@ -1,7 +1,8 @@
 """The Arrow schema of every arrow in the pipeline, one row per image from inventory to disk.
 
 INVENTORY -> fetch + decode -> DECODED -> propose -> PROPOSED -> embed -> EMBEDDED -> label
--> ANNOTATED (written under images/). Embed and label are one stage, classify, unless the rows of
+-> ANNOTATED (written under images/), in which CORRECTIONS (under corrections/) take the place of
+a model's labels. Embed and label are one stage, classify, unless the rows of
 EMBEDDED were kept (EMBEDDINGS, under embeddings/) and are labelled again.
 A quarantined image keeps its row; the columns of later stages are then null or empty.
 """
@@ -15,10 +16,14 @@ import pyarrow as pa
 
 from schemas.errors import SchemaError
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 LABELLED: Final = "labelled"
 QUARANTINED: Final = "quarantined"
+
+# Who decided the labels of an image.
+MODEL: Final = "model"
+HUMAN: Final = "human"
 
 ERROR: Final = pa.struct(
     [
@@ -34,6 +39,10 @@ SEGMENT: Final = pa.struct(
         pa.field("label", pa.string(), nullable=False),
         pa.field("class_index", pa.int32(), nullable=False),  # position of label in the vocabulary
         pa.field("score", pa.float32(), nullable=False),  # [0, 1], mean over the segment's pixels
+        # How far to trust it, see pipeline/trust.py; all in [0, 1], null where a person drew it.
+        pa.field("margin", pa.float32()),  # lead over the second class, mean over its pixels
+        pa.field("disagreement", pa.float32()),  # of query head and CLIP; null: only one spoke
+        pa.field("stability", pa.float32()),  # of its masks' outlines; null: made without masks
         pa.field("area", pa.int64(), nullable=False),  # pixels
         pa.field("box", pa.list_(pa.int32(), 4), nullable=False),  # XYXY, half-open, pixels
         pa.field("counts", pa.binary(), nullable=False),  # COCO compressed RLE of (height, width)
@@ -120,11 +129,35 @@ ANNOTATED: Final = pa.schema(
         *_CONTENT,
         pa.field("fingerprint", pa.string(), nullable=False),  # of all that decides this row
         pa.field("run_id", pa.string(), nullable=False),
+        pa.field("annotator", pa.string(), nullable=False),  # model, or human: a correction
         pa.field("n_proposals", pa.int32(), nullable=False),
         pa.field("coverage", pa.float32()),  # fraction of pixels that carry a label
         pa.field("mean_score", pa.float32()),  # over labelled pixels
         pa.field(
             "segments", pa.list_(pa.field("element", SEGMENT, nullable=False)), nullable=False
+        ),
+    ],
+    metadata={"segmill_schema_version": str(SCHEMA_VERSION)},
+)
+
+# What people drew: it takes the place of a model's labels while the image's content is the same.
+CORRECTIONS: Final = pa.schema(
+    [
+        *_IDENTITY,
+        *(field for field in _CONTENT if field.name not in ("status", "error")),
+        pa.field("sha256", pa.string(), nullable=False),  # of the label map, see corrections.py
+        # By name, so that it stands under any vocabulary; the masks do not overlap.
+        pa.field(
+            "regions",
+            pa.list_(
+                pa.struct(
+                    [
+                        pa.field("label", pa.string(), nullable=False),
+                        pa.field("counts", pa.binary(), nullable=False),  # COCO compressed RLE
+                    ]
+                )
+            ),
+            nullable=False,
         ),
     ],
     metadata={"segmill_schema_version": str(SCHEMA_VERSION)},

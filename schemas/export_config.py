@@ -15,7 +15,24 @@ class SelectionSettings(Config):
         0.0, ge=0, le=1, description="segments scored below this are ignored pixels"
     )
     class_min_scores: Path | None = Field(
-        None, description="YAML mapping of class names to a floor of their own, above or below it"
+        None,
+        description="YAML mapping of class names to a floor of their own, above or below it, or "
+        "`drop`; or what `segmill calibrate` wrote",
+    )
+    min_margin: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="segments with a smaller lead over the second class are ignored",
+    )
+    class_min_margins: Path | None = Field(
+        None, description="as --class-min-scores, of margins (`segmill calibrate --by margin`)"
+    )
+    max_disagreement: float = Field(
+        1.0, ge=0, le=1, description="segments of which query head and CLIP differ more are ignored"
+    )
+    min_stability: float = Field(
+        0.0, ge=0, le=1, description="segments with less stable outlines are ignored"
     )
     min_area: int = Field(
         0, ge=0, description="segments of fewer pixels, after classes were joined, are ignored"

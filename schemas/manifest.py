@@ -85,6 +85,7 @@ class Manifest(_Record):
     changes: Changes
     images: tuple[DataFile, ...]
     embeddings: tuple[EmbeddingsFile, ...] = ()
+    corrections: tuple[StoredFile, ...] = ()  # of one image the last one counts
     config: dict[str, Any]  # resolved settings of the run, without secrets
     models: dict[str, Any]  # what decided the labels: names, sha256 of weights, prompts
     software: dict[str, str]  # versions of the packages that matter

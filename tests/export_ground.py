@@ -107,5 +107,6 @@ def _base(path: Path) -> dict[str, Any]:
     uri = full_uri(*open_store(str(path), SourceError))
     return {
         "image_id": image_id(uri), "uri": uri, "fingerprint": "f", "run_id": "run-1",
+        "annotator": "model",
         "n_proposals": 0,
     }  # fmt: skip

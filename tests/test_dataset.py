@@ -52,6 +52,7 @@ def base_row(uri):
         "uri": uri,
         "fingerprint": "f",
         "run_id": "run",
+        "annotator": "model",
         "n_proposals": 0,
     }
 

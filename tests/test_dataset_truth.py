@@ -31,7 +31,8 @@ def publish_truth(root, split, output):
         scores_HW = np.full(map_HW.shape, 0.5, np.float32)
         rows.append({
             "image_id": image_id(image.name), "uri": image.as_uri(), "fingerprint": "f",
-            "run_id": "run", "n_proposals": 3, "height": height, "width": width,
+            "run_id": "run", "annotator": "model",
+            "n_proposals": 3, "height": height, "width": width,
             "segments": encode_segments(map_HW, scores_HW, vocabulary.names, 0.0),
             "status": LABELLED,
         })  # fmt: skip

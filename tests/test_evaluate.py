@@ -44,7 +44,8 @@ def row(name, predicted_HW):
     scores_HW = np.full(predicted_HW.shape, 0.5, np.float32)
     return {
         "image_id": image_id(name), "uri": f"file:///photos/{name}.jpg", "fingerprint": "f",
-        "run_id": "run", "n_proposals": 3, "height": height, "width": width, "status": LABELLED,
+        "run_id": "run", "annotator": "model",
+        "n_proposals": 3, "height": height, "width": width, "status": LABELLED,
         "segments": encode_segments(predicted_HW, scores_HW, NAMES, 0.0),
     }  # fmt: skip
 

@@ -41,6 +41,7 @@ def row(name, masks, void_logits=None, **changes):
     return {
         "image_id": image_id(name), "uri": f"file:///photos/{name}.jpg", "etag": "today",
         "fingerprint": "f", "run_id": "run", "height": height, "width": width, "status": LABELLED,
+        "annotator": "model",
         "segments": encode_segments(labels, np.full(TRUTH.shape, 0.5, np.float32), NAMES, 0.0),
         "image_height": height, "image_width": width, "mask_height": height, "mask_width": width,
         "mask_logits": logits.astype(np.float16).tobytes(), "n_proposals": len(masks),

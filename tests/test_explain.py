@@ -109,7 +109,7 @@ def test_labels_and_scores_are_those_of_the_stages(made, name):
     row, written = kept_row(dataset, file), written_row(dataset, file)
     masks_QHW = soft_masks(row, label.precision, label.divisor)
     with torch.inference_mode():
-        labels = label_map(label._class_scores(row), masks_QHW, (SIZE[1], SIZE[0]))
+        labels = label_map(label._head_scores(row).fused_QK, masks_QHW, (SIZE[1], SIZE[0]))
     label_map_HW = decode_label_map(written["segments"], (SIZE[1], SIZE[0]))
     random = np.random.default_rng(0)
     corners = [(0, 0), (SIZE[0] - 1, SIZE[1] - 1), (SIZE[0] - 1, 0)]
@@ -123,6 +123,8 @@ def test_labels_and_scores_are_those_of_the_stages(made, name):
             assert found.segment is None and found.is_below_min_score
         else:
             assert found.segment.label == winner and not found.is_below_min_score
+            assert 0 < found.segment.margin <= 1 and 0 <= found.segment.stability <= 1
+            assert 0 < found.segment.disagreement <= 1  # both heads of the embedded models
             x0, y0, x1, y1 = found.segment.box
             assert x0 <= column < x1 and y0 <= line < y1
         seen.add(found.segment and found.segment.label)

@@ -16,7 +16,7 @@ from jobs.export import ExportResult, export
 from pipeline.exports import EXPORTS, shards
 from pipeline.exports.pictures import _check_available
 from pipeline.exports.records import file_stem, name_below, split_of
-from pipeline.exports.selection import Selection
+from pipeline.exports.selection import Selection, TrustLimits
 from pipeline.exports.shards import plan_shards
 from pipeline.fetching import Request
 from pipeline.segments import encode_segments
@@ -45,6 +45,52 @@ def select(tmp_path: Path, classes: str = "", floors: str = "", **settings: Any)
             settings[name].write_text(text)
     vocabulary = Vocabulary.of(("sky", "cat", "dog", "tree"))
     return Selection.read(vocabulary, SelectionSettings(**settings))
+
+
+@pytest.mark.parametrize(
+    "limits, kept",
+    [
+        ({}, ["cat", "dog", "none"]),
+        ({"max_disagreement": 0.1}, ["dog", "none"]),
+        ({"min_stability": 0.95}, ["none"]),
+    ],
+)
+def test_segments_that_are_not_trusted_are_left_out(limits, kept):
+    measured = {"cat": (0.3, 0.9), "dog": (0.1, 0.9), "none": (None, None)}
+    names = ("disagreement", "stability")
+    trust = TrustLimits(**limits)
+    found = [
+        name
+        for name, values in measured.items()
+        if trust.keep(dict(zip(names, values, strict=True)))
+    ]
+    assert found == kept
+
+
+def test_limits_of_trust_come_from_the_settings(tmp_path):
+    selection = select(tmp_path, min_margin=0.3, max_disagreement=0.4, min_stability=0.5)
+    assert selection.trust == TrustLimits(0.4, 0.5) and selection.margins == (0.3,) * 4
+    unsure = [segment | {"margin": 0.2} for segment in segments()]
+    kept, dropped = selection.apply(unsure, SIZE)
+    assert not kept and dropped == {"below_margin": len(unsure)}
+
+
+@pytest.mark.parametrize("name", ["class_min_scores", "class_min_margins"])
+def test_what_a_person_drew_is_kept_where_its_class_is_dropped(tmp_path, name):
+    floors = tmp_path / "floors.yaml"
+    floors.write_text("cat: drop")
+    selection = select(tmp_path, **{name: floors})
+    kept, _ = selection.apply(segments(), SIZE)  # without margins: drawn by a person
+    of_model, dropped = selection.apply([one | {"margin": 1.0} for one in segments()], SIZE)
+    assert len(kept) == 4 and len(of_model) == 3 and dropped.total() == 1
+
+
+def test_floors_of_another_measure_are_refused(tmp_path):
+    path = tmp_path / "floors.yaml"
+    path.write_text("class_min_margins: {cat: 0.1}\nprovenance: {}")
+    assert select(tmp_path, class_min_margins=path).margins == (0.0, 0.1, 0.0, 0.0)
+    with pytest.raises(SettingsError, match=r"floors\.yaml holds no class_min_scores"):
+        select(tmp_path, class_min_scores=path)
 
 
 def drawn(selection: Selection) -> list[str]:

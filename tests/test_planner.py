@@ -9,6 +9,7 @@ from pipeline.planner import Planner
 from schemas.annotation import (
     ANNOTATED,
     ANNOTATED_AND_EMBEDDED,
+    HUMAN,
     INVENTORY,
     LABELLED,
     QUARANTINED,
@@ -32,6 +33,7 @@ def row(uri, etag="1", fingerprint="l", code=None, embedded=False):
         "error": code and {"stage": "decode", "code": code, "message": "why"},
         "fingerprint": fingerprint,
         "run_id": "run",
+        "annotator": "model",
         "n_proposals": 0,
         "segments": [],
     }
@@ -274,3 +276,48 @@ def test_units_are_small_for_few_images_and_cover_all(plan, dataset):
     units = made.left().fetch
     assert len(units.table) == 3
     assert made.names(units) == [f"{n:03}" for n in range(21)]
+
+
+def corrections(*rows):
+    kind = pa.schema([(name, pa.string()) for name in ("image_id", "etag", "fingerprint")])
+    keys = [
+        {"image_id": image_id(uri), "etag": etag, "fingerprint": fingerprint}
+        for uri, etag, fingerprint in rows
+    ]
+    return pa.Table.from_pylist(keys, kind)
+
+
+def test_of_a_corrected_image_only_the_corrected_row_of_today_is_done(plan, dataset):
+    made = plan(inventory(a="1", b="1", c="1", d="2"))
+    made.planner.add_corrections(
+        corrections(("a", "1", "h"), ("b", "1", "h"), ("d", "1", "h"), ("gone", "1", "h"))
+    )
+    drawn = {"annotator": HUMAN, "fingerprint": "h"}
+    made.done(images(dataset, row("a") | drawn, row("b"), row("c"), row("d") | drawn))
+    # The content of d is another: a model does it.
+    assert made.planner.uncorrected() == [image_id("b")]
+    assert made.to_fetch == ["b", "d"]
+    made.done(images(dataset, row("b") | drawn), origin="own")
+    assert made.planner.uncorrected() == [] and made.to_fetch == ["d"]
+    made.done(images(dataset, row("d", etag="2")), origin="own")
+    assert made.left().images == 0 and made.planner.own() == 2
+
+
+def test_a_corrected_row_under_other_class_names_is_made_again(plan, dataset):
+    made = plan(inventory(a="1"))
+    made.planner.add_corrections(corrections(("a", "1", "names of today")))
+    made.done(images(dataset, row("a") | {"annotator": HUMAN, "fingerprint": "h"}))
+    assert made.planner.uncorrected() == [image_id("a")]
+
+
+def test_a_corrected_image_needs_no_embeddings(plan, dataset):
+    made = plan(inventory(a="1"), keeps="exact")
+    made.planner.add_corrections(corrections(("a", "1", "h")))
+    made.done(images(dataset, row("a") | {"annotator": HUMAN, "fingerprint": "h"}))
+    assert made.left().images == 0
+
+
+def test_a_drawn_row_without_its_correction_is_not_done(plan, dataset):
+    made = plan(inventory(a="1"))
+    made.done(images(dataset, row("a") | {"annotator": HUMAN, "fingerprint": "h"}))
+    assert made.to_fetch == ["a"]

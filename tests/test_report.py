@@ -8,11 +8,13 @@ from html.parser import HTMLParser
 from io import BytesIO
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from jobs.report import report
 from pipeline.dataset import publish, read_manifest
+from pipeline.overview import mean_margins
 from pipeline.palette import PATTERNS, class_colours, hexadecimal, pattern_lines
 from pipeline.parts import read_columns, write_images
 from pipeline.segments import encode_segments
@@ -75,7 +77,7 @@ def labelled_row(path, names, label_map=PICTURE, score=0.75):
         "coverage": float((label_map >= 0).mean()),
         "mean_score": score,
         "segments": encode_segments(
-            np.maximum(label_map, 0), np.where(label_map < 0, 0, scores), names, 0.0
+            np.maximum(label_map, 0), np.where(label_map < 0, 0, scores), names, 0.0, scores
         ),
     }
 
@@ -92,7 +94,13 @@ def quarantined_row(uri, stage="decode", code="corrupt", message="truncated"):
 
 
 def identity(uri):
-    return {"image_id": image_id(uri), "uri": uri, "fingerprint": "f" * 64, "run_id": "run"}
+    return {
+        "image_id": image_id(uri),
+        "uri": uri,
+        "fingerprint": "f" * 64,
+        "run_id": "run",
+        "annotator": "model",
+    }
 
 
 def write_dataset(directory, files, vocabulary):
@@ -412,3 +420,14 @@ def test_colours_do_not_depend_on_how_many_there_are():
 def test_neighbouring_classes_differ_in_their_pattern_too():
     drawn = [pattern_lines(pattern, (16, 16)) for pattern in PATTERNS]
     assert len({lines.tobytes() for lines in drawn}) == len(PATTERNS) == 7
+
+
+def test_mean_margins_are_over_labelled_pixels_and_none_of_a_person():
+    kind = pa.list_(pa.struct([("margin", pa.float32()), ("area", pa.int64())]))
+    images = [
+        [{"margin": 0.5, "area": 3}, {"margin": 1.0, "area": 1}],
+        [],
+        [{"margin": None, "area": 4}],
+    ]
+    found = mean_margins(pa.array(images, kind))
+    np.testing.assert_array_equal(found, [0.625, np.nan, np.nan])

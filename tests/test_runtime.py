@@ -49,7 +49,13 @@ class Mark:
         for row in rows:
             if not is_quarantined(row):
                 self._meet(row["uri"])
-        kept = {"fingerprint": "f", "run_id": "run", "n_proposals": 0, "coverage": 0.0}
+        kept = {
+            "fingerprint": "f",
+            "run_id": "run",
+            "annotator": "model",
+            "n_proposals": 0,
+            "coverage": 0.0,
+        }
         return table_from_rows(
             [
                 {"segments": [], **kept, **{k: v for k, v in row.items() if k in ANNOTATED.names}}

@@ -81,6 +81,7 @@ def test_segments_describe_their_class():
         "label": "cat",
         "class_index": 1,
         "score": 0.75,
+        "margin": None,
         "area": 2,
         "box": [3, 1, 4, 3],
         "counts": None,

@@ -39,13 +39,19 @@ def labelled(uri, **changes):
     return {
         "image_id": image_id(uri), "uri": uri, "etag": "1", "height": 2, "width": 3,
         "status": LABELLED, "fingerprint": "l", "run_id": "run", "n_proposals": 3,
-        "coverage": 1.0, "mean_score": 0.5, "segments": segments,
+        "annotator": "model", "coverage": 1.0, "mean_score": 0.5, "segments": segments,
     } | changes  # fmt: skip
 
 
 def quarantined(uri):
     error = {"stage": "decode", "code": "corrupt", "message": "why"}
-    kept = {"image_id": image_id(uri), "uri": uri, "fingerprint": "d", "run_id": "run"}
+    kept = {
+        "image_id": image_id(uri),
+        "uri": uri,
+        "fingerprint": "d",
+        "run_id": "run",
+        "annotator": "model",
+    }
     return kept | {"status": QUARANTINED, "error": error, "n_proposals": 0, "segments": []}
 
 

@@ -98,6 +98,14 @@ def show_explain(result: "ExplainResult", console: Console) -> int:
             f"label {segment.label}: segment {segment.segment_id}, mean score {segment.score:.4f}, "
             f"{segment.area} pixels, box {segment.box}"
         )
+        measures = {
+            "margin": segment.margin,
+            "disagreement of the heads": segment.disagreement,
+            "stability": segment.stability,
+        }
+        known = [f"{name} {value:.4f}" for name, value in measures.items() if value is not None]
+        if known:
+            lines.append(", ".join(known))
     if result.is_below_min_score:
         lines.append(f"its score is under min_score {result.thresholds['min_score']}")
     for line in lines:

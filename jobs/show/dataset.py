@@ -23,7 +23,8 @@ def show_versions(result: "VersionsResult", console: Console) -> int:
     rows = []
     for manifest in result.manifests:
         size_bytes = sum(file.size_bytes for file in manifest.images)
-        size_bytes += sum(file.size_bytes for file in manifest.embeddings)
+        others = (*manifest.embeddings, *manifest.corrections)
+        size_bytes += sum(file.size_bytes for file in others)
         counts, changes = manifest.counts, manifest.changes
         rows.append(
             {
@@ -32,7 +33,7 @@ def show_versions(result: "VersionsResult", console: Console) -> int:
                 "done": changes.done,
                 "removed": changes.removed,
                 "quarantined": counts.quarantined,
-                "files": len(manifest.images) + len(manifest.embeddings),
+                "files": len(manifest.images) + len(others),
                 "size_bytes": size_bytes,
                 "created": manifest.created.isoformat(timespec="seconds"),
                 "run_id": manifest.run_id,

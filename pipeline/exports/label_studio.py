@@ -11,7 +11,7 @@ Dimension key: H W pixels, R runs.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
@@ -24,6 +24,7 @@ from pipeline.exports.output import Export, Shard, write_array
 from pipeline.exports.records import ExportImage, ExportSegment
 from pipeline.exports.xml import xml_text
 from pipeline.palette import class_colours, hexadecimal
+from pipeline.resize import Size
 from schemas.export_manifest import ExportCounts
 
 _LOCAL_FILES: Final = "/data/local-files/?d="
@@ -54,6 +55,42 @@ def brush_rle(mask_HW: NDArray[np.bool_]) -> list[int]:
     return packed
 
 
+def brush_mask(rle: Sequence[int], size: Size) -> NDArray[np.bool_]:
+    """Return the mask (H, W) of Label Studio's brush RLE; pixels drawn to more than half are in it.
+
+    Values may stand one by one as well as in runs: its own encoder mixes both. Raises ValueError
+    for bytes that are no mask of this size.
+    """
+    bits = "".join(f"{byte:08b}" for byte in bytes(rle))
+    place = 0
+
+    def take(width: int) -> int:
+        nonlocal place
+        place += width
+        if place > len(bits):
+            raise ValueError("the brush RLE ends too early")
+        return int(bits[place - width : place], 2)
+
+    total, value_bits = take(32), take(5) + 1
+    run_bits = [take(4) + 1 for _ in range(4)]
+    if total != size[0] * size[1] * _CHANNELS or value_bits != 8:
+        raise ValueError(f"the brush RLE has {total} values of {value_bits} bits")
+    values = np.zeros(total, np.uint8)
+    done = 0
+    while done < total:
+        is_run = take(1)
+        stop = done + 1 + take(run_bits[take(2)])
+        if stop > total:
+            raise ValueError("the brush RLE has too many values")
+        if is_run:
+            values[done:stop] = take(value_bits)
+        else:
+            values[done:stop] = [take(value_bits) for _ in range(stop - done)]
+        done = stop
+    alpha_HW: NDArray[np.bool_] = values.reshape(*size, _CHANNELS)[..., -1] > 127
+    return alpha_HW
+
+
 def _write(shard: Shard, images: Iterable[ExportImage]) -> None:
     with shard.export.open(f"tasks/{shard.label}.json") as file:
         tasks = (json.dumps(_task(image, shard.export)).encode() for image in images)
@@ -61,25 +98,43 @@ def _write(shard: Shard, images: Iterable[ExportImage]) -> None:
 
 
 def _task(image: ExportImage, export: Export) -> dict[str, Any]:
-    place = f"{_LOCAL_FILES}{quote(image.file_name)}" if export.has_images else image.uri
-    area = sum(segment.area for segment in image.segments)
-    score = sum(segment.score * segment.area for segment in image.segments)
+    place = local_file(image.file_name) if export.has_images else image.uri
     return {
         "data": {"image": place, "image_id": image.image_id, "split": image.split},
         "predictions": [
-            {
-                "model_version": f"segmill {export.version}",
-                "score": score / area if area else 0.0,
-                "result": [_result(segment, image, export) for segment in image.segments],
-            }
+            prediction(image.image_id, image.size, image.segments, export.classes, export.version)
         ],
     }
 
 
-def _result(segment: ExportSegment, image: ExportImage, export: Export) -> dict[str, Any]:
-    height, width = image.size
+def local_file(name: str) -> str:
+    """Return where Label Studio finds a file below its document root."""
+    return f"{_LOCAL_FILES}{quote(name)}"
+
+
+def prediction(
+    image_id: str,
+    size: Size,
+    segments: Sequence[ExportSegment],
+    names: Sequence[str],
+    version: int,
+) -> dict[str, Any]:
+    """Return what a version of a dataset says of an image, as a task's prediction."""
+    area = sum(segment.area for segment in segments)
+    score = sum(segment.score * segment.area for segment in segments)
     return {
-        "id": f"{image.image_id[:12]}-{segment.class_index}",
+        "model_version": f"segmill {version}",
+        "score": score / area if area else 0.0,
+        "result": [_result(segment, image_id, size, names) for segment in segments],
+    }
+
+
+def _result(
+    segment: ExportSegment, image_id: str, size: Size, names: Sequence[str]
+) -> dict[str, Any]:
+    height, width = size
+    return {
+        "id": f"{image_id[:12]}-{segment.class_index}",
         "type": "brushlabels",
         "from_name": "label",
         "to_name": "image",
@@ -89,24 +144,26 @@ def _result(segment: ExportSegment, image: ExportImage, export: Export) -> dict[
         "score": segment.score,
         "value": {
             "format": "rle",
-            "rle": brush_rle(segment.mask(image.size)),
-            "brushlabels": [export.classes[segment.class_index]],
+            "rle": brush_rle(segment.mask(size)),
+            "brushlabels": [names[segment.class_index]],
         },
     }
 
 
-def _finish(export: Export, counts: ExportCounts) -> None:
+def label_config(names: Sequence[str]) -> bytes:
+    """Return the labelling interface for these classes."""
     labels = "".join(
         f"    <Label value={quoteattr(xml_text(name))} background={quoteattr(hexadecimal(rgb))}/>\n"
-        for name, rgb in zip(export.classes, class_colours(len(export.classes)), strict=True)
+        for name, rgb in zip(names, class_colours(len(names)), strict=True)
     )
-    export.write(
-        "label_config.xml",
-        (
-            '<View>\n  <Image name="image" value="$image" zoom="true"/>\n'
-            f'  <BrushLabels name="label" toName="image">\n{labels}  </BrushLabels>\n</View>\n'
-        ).encode(),
-    )
+    return (
+        '<View>\n  <Image name="image" value="$image" zoom="true"/>\n'
+        f'  <BrushLabels name="label" toName="image">\n{labels}  </BrushLabels>\n</View>\n'
+    ).encode()
+
+
+def _finish(export: Export, counts: ExportCounts) -> None:
+    export.write("label_config.xml", label_config(export.classes))
 
 
 LABEL_STUDIO = ExportFormat(_write, _finish)

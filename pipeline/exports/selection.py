@@ -17,11 +17,31 @@ from schemas.export_config import SelectionSettings
 from schemas.vocabulary import Vocabulary
 
 DROP: Final = "drop"
+# Where the file that `segmill calibrate` writes has its floors.
+FLOORS: Final = {"score": "class_min_scores", "margin": "class_min_margins"}
 
 # Why a segment became ignored pixels.
 CLASS_DROPPED: Final = "class_dropped"
 BELOW_SCORE: Final = "below_score"
+BELOW_MARGIN: Final = "below_margin"
 TOO_SMALL: Final = "too_small"
+NOT_TRUSTED: Final = "not_trusted"
+
+
+@dataclass(frozen=True)
+class TrustLimits:
+    """What a segment's measures of trust must keep; one that it does not have keeps any."""
+
+    max_disagreement: float = 1.0
+    min_stability: float = 0.0
+
+    def keep(self, segment: Mapping[str, Any]) -> bool:
+        """Return whether a segment of a dataset row keeps all limits."""
+        disagreement, stability = segment.get("disagreement"), segment.get("stability")
+        return not (
+            (disagreement is not None and disagreement > self.max_disagreement)
+            or (stability is not None and stability < self.min_stability)
+        )
 
 
 @dataclass(frozen=True)
@@ -30,8 +50,11 @@ class Selection:
 
     names: tuple[str, ...]  # classes of the export
     targets: tuple[int | None, ...]  # position there of each class of the dataset; None: ignored
-    floors: tuple[float, ...]  # of each class of the dataset
+    # Of each class of the dataset; None: none but what a person drew.
+    floors: tuple[float | None, ...]
+    margins: tuple[float | None, ...]
     min_area: int
+    trust: TrustLimits = TrustLimits()
 
     @classmethod
     def read(cls, vocabulary: Vocabulary, settings: SelectionSettings) -> "Selection":
@@ -41,15 +64,11 @@ class Selection:
         a score outside [0, 1], and indices that leave a gap or have two names.
         """
         names, targets = _renamed(vocabulary.names, settings.classes)
-        floors = [settings.min_score] * len(vocabulary)
-        for name, floor in _mapping(settings.class_min_scores, vocabulary.names).items():
-            if isinstance(floor, bool) or not isinstance(floor, int | float) or not 0 <= floor <= 1:
-                raise SettingsError(
-                    f"{settings.class_min_scores}: the floor of {name!r} is {floor!r}, it must be "
-                    "a score from 0 to 1"
-                )
-            floors[vocabulary.names.index(name)] = float(floor)
-        return cls(names, targets, tuple(floors), settings.min_area)
+        of_classes = vocabulary.names
+        floors = _floors(settings.class_min_scores, of_classes, "score", settings.min_score)
+        margins = _floors(settings.class_min_margins, of_classes, "margin", settings.min_margin)
+        trust = TrustLimits(settings.max_disagreement, settings.min_stability)
+        return cls(names, targets, floors, margins, settings.min_area, trust)
 
     def apply(
         self, segments: Sequence[Mapping[str, Any]], size: Size
@@ -61,8 +80,12 @@ class Selection:
             target = self.targets[segment["class_index"]]
             if target is None:
                 dropped[CLASS_DROPPED] += 1
-            elif segment["score"] < self.floors[segment["class_index"]]:
+            elif _is_below(segment, "score", self.floors[segment["class_index"]]):
                 dropped[BELOW_SCORE] += 1
+            elif _is_below(segment, "margin", self.margins[segment["class_index"]]):
+                dropped[BELOW_MARGIN] += 1
+            elif not self.trust.keep(segment):
+                dropped[NOT_TRUSTED] += 1
             else:
                 by_class.setdefault(target, []).append(segment_of(segment, target))
         joined = [_joined(by_class[target], size) for target in sorted(by_class)]
@@ -70,6 +93,14 @@ class Selection:
         if len(kept) < len(joined):
             dropped[TOO_SMALL] += len(joined) - len(kept)
         return kept, dropped
+
+
+def _is_below(segment: Mapping[str, Any], measure: str, floor: float | None) -> bool:
+    """Return whether a segment is under a floor; what a person drew has no margin, and never is."""
+    if floor is None:
+        return segment.get("margin") is not None
+    value = segment.get(measure)
+    return value is not None and bool(value < floor)
 
 
 def _joined(segments: list[ExportSegment], size: Size) -> ExportSegment:
@@ -134,15 +165,43 @@ def _renamed(
 
 def _mapping(path: Path | None, names: Sequence[str]) -> dict[str, Any]:
     """Return a YAML mapping of class names; of no file an empty one."""
-    if path is None:
-        return {}
+    return {} if path is None else _of_classes(path, _yaml(path), names)
+
+
+def _floors(
+    path: Path | None, names: Sequence[str], measure: str, otherwise: float
+) -> tuple[float | None, ...]:
+    """Return a floor of every class, of a mapping or of what `segmill calibrate` wrote."""
+    floors: list[float | None] = [otherwise] * len(names)
+    content = {} if path is None else _yaml(path)
+    if isinstance(content, dict) and "provenance" in content:
+        if FLOORS[measure] not in content:
+            raise SettingsError(f"{path} holds no {FLOORS[measure]}; calibrate --by {measure}")
+        content = content[FLOORS[measure]]
+    for name, floor in (_of_classes(path, content, names) if path else {}).items():
+        if floor == DROP:
+            floors[names.index(name)] = None
+            continue
+        if isinstance(floor, bool) or not isinstance(floor, int | float) or not 0 <= floor <= 1:
+            raise SettingsError(
+                f"{path}: the floor of {name!r} is {floor!r}, it must be a {measure} from 0 to 1, "
+                f"or {DROP}"
+            )
+        floors[names.index(name)] = float(floor)
+    return tuple(floors)
+
+
+def _yaml(path: Path) -> Any:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise SettingsError(f"cannot read {path}: {reason}") from None
     except yaml.YAMLError as error:
         raise SettingsError(f"{path} is not valid YAML: {error}") from None
+
+
+def _of_classes(path: Path, content: Any, names: Sequence[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise SettingsError(f"{path} must hold a mapping of class names")
     for name in content:

@@ -25,7 +25,7 @@ from pipeline.fusion import (
     region_probs,
     score_tiles,
 )
-from pipeline.masks import Precision
+from pipeline.masks import Precision, SoftMasks
 from pipeline.models.device import pick_device
 from pipeline.oracle import oracle_scores
 from pipeline.pixels import PixelScorer, pixel_score_tiles
@@ -35,8 +35,9 @@ from pipeline.segments import encode_segments
 from pipeline.stages.compact import is_compact, vectors
 from pipeline.stages.rows import Row, is_quarantined, isolate_live, quarantine
 from pipeline.stages.soft_masks import masks_of, pixel_embeds
+from pipeline.trust import HeadScores, SegmentTrust, segment_trust
 from pipeline.truth import Truths
-from schemas.annotation import ANNOTATED, table_from_rows
+from schemas.annotation import ANNOTATED, MODEL, table_from_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +73,8 @@ class Label:
             fingerprint = self.fingerprints.label_of_compact
         if is_quarantined(row):
             fingerprint = self.fingerprints.of_failure(row["error"]["stage"])
-        return {"segments": [], **kept, "fingerprint": fingerprint, "run_id": self.run_id}
+        made = {"fingerprint": fingerprint, "run_id": self.run_id, "annotator": MODEL}
+        return {"segments": [], **kept, **made}
 
     @cached_property
     def truths(self) -> Truths | None:
@@ -86,37 +88,47 @@ class Label:
         return [future.result() for future in done]
 
     @torch.inference_mode()
-    def _labelled(self, row: Row) -> tuple[Row, LabelMap | None]:
-        """Return the row and its label map, on the CPU; None: it has become quarantined."""
+    def _labelled(self, row: Row) -> tuple[Row, LabelMap | None, SegmentTrust | None]:
+        """Return the row, its label map on the CPU (None: it has become quarantined), and how far
+        to trust its segments (None: it has no masks).
+        """
+        size = (row["height"], row["width"])
         if row["pixel_embeds"] is not None:
             device = torch.device(pick_device())
-            labels = LabelMap.of(self._pixel_tiles(row), (row["height"], row["width"]), device)
-            return row, labels.cpu()
-        if is_compact(row):
-            return row, self._quick_labels(row).cpu()
+            return row, LabelMap.of(self._pixel_tiles(row), size, device).cpu(), None
         masks = masks_of(row, self.precision, self.divisor)
-        if self.truths is not None:
-            try:
-                class_scores_QK = self._oracle_scores(row, masks.whole(), self.truths)
-            except ValueError as error:  # of this image alone, even where all of a batch fail
-                return quarantine(row, self.name, "no_truth", str(error)), None
+        try:
+            scores = self._scores(row, masks)
+        except ValueError as error:  # of this image alone, even where all of a batch fail
+            if self.truths is None:
+                raise
+            return quarantine(row, self.name, "no_truth", str(error)), None, None
+        if is_compact(row):
+            sizes = (masks.padded, masks.size, size)
+            labels = quick_label_map(scores.fused_QK, masks.logits_Qhw, sizes, self.min_score)
         else:
-            class_scores_QK = self._class_scores(row)
-        return row, label_map(class_scores_QK, masks, (row["height"], row["width"])).cpu()
+            labels = label_map(scores.fused_QK, masks, size)
+        return row, labels.cpu(), segment_trust(scores, masks, labels, self.min_score)
 
     def score_tiles(self, row: Row) -> Iterator[ScoreTile]:
         """Return the summed class scores of a row of EMBEDDED, from top to bottom (spec 2.7)."""
         if row["pixel_embeds"] is not None:
             return self._pixel_tiles(row)
         masks = masks_of(row, self.precision, self.divisor)
-        return score_tiles(self._class_scores(row), masks, (row["height"], row["width"]))
+        return score_tiles(self._head_scores(row).fused_QK, masks, (row["height"], row["width"]))
 
-    def _annotated(self, row: Row, labels: LabelMap | None) -> Row:
+    def _annotated(self, row: Row, labels: LabelMap | None, trust: SegmentTrust | None) -> Row:
         if labels is None:
             return row
         segments = encode_segments(
-            labels.classes_HW.numpy(), labels.scores_HW.numpy(), self.names, self.min_score
+            labels.classes_HW.numpy(),
+            labels.scores_HW.numpy(),
+            self.names,
+            self.min_score,
+            labels.margins_HW.numpy(),
         )
+        if trust is not None:
+            segments = [segment | trust.of(segment["class_index"]) for segment in segments]
         area = sum(segment["area"] for segment in segments)
         weighted = sum(segment["score"] * segment["area"] for segment in segments)
         return {
@@ -125,15 +137,6 @@ class Label:
             "mean_score": weighted / area if area else None,
             "segments": segments,
         }
-
-    def _quick_labels(self, row: Row) -> LabelMap:
-        masks = masks_of(row, self.precision, self.divisor)
-        return quick_label_map(
-            self._class_scores(row),
-            masks.logits_Qhw,
-            (masks.padded, masks.size, (row["height"], row["width"])),
-            self.min_score,
-        )
 
     def _pixel_tiles(self, row: Row) -> Iterator[ScoreTile]:
         embeds_Dhw = pixel_embeds(row, self.precision, self.query_text_KD.shape[1])
@@ -147,12 +150,16 @@ class Label:
         image_size, size = (row["image_height"], row["image_width"]), (row["height"], row["width"])
         return pixel_score_tiles(embeds_Dhw, scorer, image_size, size)
 
-    def _oracle_scores(self, row: Row, masks_QHW: Tensor, truths: Truths) -> Tensor:
-        truth_HW = truths.read(row["uri"], (row["height"], row["width"]))
+    def _scores(self, row: Row, masks: SoftMasks) -> HeadScores:
+        if self.truths is None or is_compact(row):
+            return self._head_scores(row)
+        truth_HW = self.truths.read(row["uri"], (row["height"], row["width"]))
         truth_HW = resize_nearest(truth_HW, (row["image_height"], row["image_width"]))
-        return oracle_scores(masks_QHW, truth_HW, len(self.names))
+        fused_QK = oracle_scores(masks.whole(), truth_HW, len(self.names))
+        every_Q = torch.ones(len(fused_QK), dtype=torch.bool, device=fused_QK.device)
+        return HeadScores(None, None, every_Q, fused_QK)
 
-    def _class_scores(self, row: Row) -> Tensor:
+    def _head_scores(self, row: Row) -> HeadScores:
         device = pick_device()
         num_dims = self.query_text_KD.shape[1]
         query_QK = None
@@ -165,14 +172,18 @@ class Label:
             valid_Q = torch.from_numpy(np.frombuffer(row["valid"], dtype=np.bool_).copy())
             valid_Q = valid_Q.to(device)
         seen_K = None if self.seen is None else torch.tensor(self.seen, device=device)
-        return fuse(
+        region_VK = self._region_probs(row)
+        fused_QK = fuse(
             query_QK,
-            self._region_probs(row),
+            region_VK,
             valid_Q,
             seen_K,
             self.ensemble_weight,
             keep_invalid=self.keep_invalid,
         )
+        # Without weight it had no say, and cannot disagree.
+        heard_QK = query_QK if self.ensemble_weight > 0 else None
+        return HeadScores(heard_QK, region_VK, valid_Q, fused_QK)
 
     def _region_probs(self, row: Row) -> Tensor | None:
         if row["clip_embeds"] is None:

@@ -15,7 +15,7 @@
   const orders = {
     name: (a, b) => a.dataset.name.localeCompare(b.dataset.name, undefined, { numeric: true }),
     worst: ascending("quality"),
-    uncertain: ascending("score"),
+    uncertain: ascending("margin"),
     accuracy: ascending("accuracy"),
   };
 

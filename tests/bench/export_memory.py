@@ -81,6 +81,7 @@ def publish(folder: Path, count: int) -> str:
         rows.append(
             {
                 "image_id": image_id(uri), "uri": uri, "fingerprint": "f", "run_id": "run-1",
+                "annotator": "model",
                 "bytes_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
                 "height": size[0], "width": size[1], "exif_orientation": 1, "status": LABELLED,
                 "n_proposals": 5, "coverage": 1.0, "mean_score": 1.0, "segments": segments,

@@ -90,7 +90,7 @@ def build(sample: Path, folder: Path, count: int) -> str:
         path = photos / f"{number:06d}-{file.name}"
         path.symlink_to(file)
         uri = f"file://{path}"
-        identity = {"image_id": image_id(uri), "uri": uri, "run_id": "run"}
+        identity = {"image_id": image_id(uri), "uri": uri, "run_id": "run", "annotator": "model"}
         first.append({**identity, "fingerprint": "a", **before})
         second.append({**identity, "fingerprint": "b", **(after if number % 10 == 0 else before)})
     bad = [quarantined_row(f"s3://bucket/{number}.jpg") for number in range(count // 50)]
@@ -141,7 +141,7 @@ def labels_of(
 
 def row(labels_HW: np.ndarray, scores_HW: np.ndarray, names: tuple[str, ...]) -> Row:
     scores = scores_HW.astype(np.float32)
-    segments = encode_segments(np.maximum(labels_HW, 0), scores, names, 0.0)
+    segments = encode_segments(np.maximum(labels_HW, 0), scores, names, 0.0, scores)
     area = sum(segment["area"] for segment in segments)
     weighted = sum(segment["score"] * segment["area"] for segment in segments)
     return {

@@ -79,6 +79,7 @@ def finished(numbers: range) -> pa.Table:
         "status": [LABELLED] * count,
         "fingerprint": [TODAY.label] * count,
         "run_id": ["run"] * count,
+        "annotator": ["model"] * count,
         "n_proposals": [100] * count,
         "segments": [[]] * count,
     }

@@ -20,7 +20,7 @@ import pyarrow as pa
 from pipeline.fingerprints import Fingerprints
 from pipeline.segments import encode_segments
 from pipeline.stages.rows import Row, image_of, is_quarantined
-from schemas.annotation import ANNOTATED, PROPOSED, table_from_rows
+from schemas.annotation import ANNOTATED, MODEL, PROPOSED, table_from_rows
 
 # About what the tiny models take; strikes at the n-th image need a time to hit.
 _SECONDS_PER_IMAGE: Final = 0.03
@@ -67,7 +67,7 @@ class QuickClassify:
 
     def _classify(self, row: Row) -> Row:
         kept = {name: row[name] for name in ANNOTATED.names if name in row}
-        row_of_run = {"segments": [], **kept, "run_id": self.run_id}
+        row_of_run = {"segments": [], **kept, "run_id": self.run_id, "annotator": MODEL}
         if is_quarantined(row):
             return {
                 **row_of_run,

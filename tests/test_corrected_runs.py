@@ -1,0 +1,80 @@
+"""Corrections through later runs: kept under other settings, gone with the bytes of their image."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.annotate import annotate
+from jobs.correct import correct
+from jobs.relabel import relabel
+from jobs.verify import verify
+from pipeline.dataset import read_manifest
+from pipeline.synthetic import make_scene
+from pipeline.training_data import VersionImages
+from schemas.annotation import HUMAN, MODEL
+from schemas.config import VerifyConfig
+from schemas.export_config import TrainingDataConfig
+from schemas.relabel_config import RelabelConfig
+from schemas.trust_config import CorrectConfig
+from tests.dataset_checks import check_rows, rows_of
+from tests.test_correct import answer, region
+from tests.test_incremental import write_scene
+from tests.test_relabel import settings_of
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+NAMES = "classes: [gravel, green ring, red circle]"
+
+
+def annotators(dataset: str) -> dict[str, str]:
+    return {Path(row["uri"]).name: row["annotator"] for row in rows_of(dataset)}
+
+
+def test_corrections_stay_until_their_image_changes(tmp_path: Path) -> None:
+    photos, dataset = tmp_path / "photos", str(tmp_path / "labels")
+    photos.mkdir()
+    for index in range(3):
+        write_scene(photos, f"{index}.png", index)
+    settings = settings_of(photos, dataset, keep_embeddings="compact")
+    annotate(settings)
+    rows = {Path(row["uri"]).name: row for row in rows_of(dataset)}
+    assert set(annotators(dataset).values()) == {MODEL}
+
+    corrected = rows["1.png"]
+    left_HW = np.zeros((corrected["height"], corrected["width"]), bool)
+    left_HW[:, :10] = True
+    data = {"image_id": corrected["image_id"], "bytes_sha256": corrected["bytes_sha256"]}
+    drawn = [region("red circle", left_HW), region("blue square", ~left_HW)]
+    correct(CorrectConfig(dataset=dataset, reviews=answer(tmp_path, [{"data": data}], drawn)))
+    wanted = {"0.png": MODEL, "1.png": HUMAN, "2.png": MODEL}
+    assert annotators(dataset) == wanted
+
+    again = annotate(settings)  # nothing has changed
+    assert (again.published, again.version) == (False, 2)
+
+    names = tmp_path / "names.yaml"
+    names.write_text(NAMES)
+    relabelled = relabel(RelabelConfig(dataset=dataset, vocabulary=names, min_score=0.2))
+    assert (relabelled.version, relabelled.changes.done) == (3, 3)
+    assert annotators(dataset) == wanted and read_manifest(dataset).corrections
+    (row,) = (row for row in rows_of(dataset) if row["annotator"] == HUMAN)
+    ((segment,),) = [row["segments"]]  # of "blue square" nothing is left
+    assert (segment["label"], segment["class_index"], segment["score"]) == ("red circle", 2, 1.0)
+    assert segment["box"] == [0, 0, 10, corrected["height"]]
+
+    samples = VersionImages(TrainingDataConfig(dataset=dataset))
+    trained_on = {
+        one["image_id"]: one["labels"].numpy() for one in map(samples.__getitem__, range(3))
+    }
+    np.testing.assert_array_equal(trained_on[row["image_id"]], np.where(left_HW, 2, 255))
+
+    Image.fromarray(make_scene(1, 77).image_HW3).save(photos / "1.png")
+    changed = annotate(
+        settings_of(photos, dataset, vocabulary=names, min_score=0.2, keep_embeddings="compact")
+    )
+    assert (changed.version, changed.changes.done) == (4, 1)
+    assert set(annotators(dataset).values()) == {MODEL}
+    check_rows(rows_of(dataset), whole=False)
+    assert verify(VerifyConfig(dataset=dataset, all_label_maps=True)).problems == ()
