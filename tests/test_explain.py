@@ -16,7 +16,7 @@ from pipeline.explanation.pixel import explain_pixel
 from pipeline.files import delete_files
 from pipeline.fusion import LabelMap, label_map
 from pipeline.masks import pack_logits
-from pipeline.models.crops import crop_regions
+from pipeline.models.crops import CropSettings, crop_regions
 from pipeline.models.embedded import EMBEDDED_VOCABULARY
 from pipeline.parts import read_row_group, write_part
 from pipeline.pixels import PixelScorer, pixel_score_tiles
@@ -155,7 +155,7 @@ def test_boxes_are_those_of_the_crops(made):
     row = kept_row(dataset)
     masks_QHW = soft_masks(row, label.precision, label.divisor)
     image = torch.zeros((3, row["image_height"], row["image_width"]), dtype=torch.uint8)
-    settings = flows.CropSettings(mask_threshold=0.4)
+    settings = CropSettings(mask_threshold=0.4)
     regions = crop_regions(image, masks_QHW, settings, side=32, mean=(0, 0, 0), std=(1, 1, 1))
     expected = dict(
         zip(regions.valid_Q.nonzero()[:, 0].tolist(), regions.boxes_V4.tolist(), strict=True)
