@@ -262,7 +262,7 @@ def test_pixels_of_a_network_without_proposals(made):
         {"classes": [{"name": name, "seen": name != "b"} for name in names]}
     )
     models = {"logit_scale": "model", "mask_precision": "float32", "ensemble_weight": 0.7}
-    models |= {"invalid_proposals": "boosted"}
+    models |= {"invalid_proposals": "boosted", "classifier": "crops"}
     texts = Texts(text_KD.numpy(), text_KD.numpy(), 5.0)
     clip_1K = (5.0 * clip_1D @ text_KD.T).softmax(dim=1)
     scorer = PixelScorer(text_KD, clip_1K, torch.tensor([True, False, True]), 0.7)
@@ -274,6 +274,9 @@ def test_pixels_of_a_network_without_proposals(made):
         assert found.winner == names[int(labels.classes_HW[at])]
         assert found.score == pytest.approx(float(labels.scores_HW[at]), abs=1e-5)
         assert found.proposals[0].box == (0, 0, 50, 37)
+        models_of_another = {**models, "classifier": "one-pass"}
+        found = explain_pixel(row, texts, vocabulary, models_of_another, at, 3)
+        assert found.proposals[0].box is None  # nothing was cut out
 
 
 def test_text_vectors_of_kept_versions_outlive_a_vacuum(made):

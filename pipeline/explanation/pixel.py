@@ -159,9 +159,11 @@ def _proposal_terms(
     terms = []
     for proposal in added_Q.argsort(descending=True, stable=True)[:top].tolist():
         query_QK, clip_QK = scores.query_QK, scores.clip_QK
-        # Without the name it is a version from before there was more than one classifier.
-        has_crop = clip_QK is not None and bool(scores.valid_Q[proposal])
-        has_crop &= models.get("classifier", "crops") == "crops"
+        has_crop = (
+            clip_QK is not None
+            and models["classifier"] == "crops"
+            and bool(scores.valid_Q[proposal])
+        )
         terms.append(
             ProposalTerm(
                 proposal=proposal,
