@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format lock weights bench-exact bench-half bench-memory bench-precision \
-  bench-trust bench-promise bench-decoder bench-planning bench-incremental fuzz photos chaos ablations clean
+.PHONY: demo test check format lock weights bench-approximate bench-exact bench-half bench-memory \
+  bench-precision bench-trust bench-promise bench-decoder bench-planning bench-incremental fuzz photos \
+  chaos ablations clean
 
 demo: $(INSTALLED)  ## scenes -> labels -> figures -> one HTML page; ends with one line of JSON
 	@$(BIN)/segmill demo --output demo
@@ -28,6 +29,9 @@ weights: $(INSTALLED)  ## train the embedded tiny models again, from nothing
 
 bench-exact: $(INSTALLED)  ## the exact path against an eager loop, stage by stage (needs the sample data)
 	@$(BIN)/python -m tests.bench.exact_path
+
+bench-approximate: $(INSTALLED)  ## one-pass, pooling, pruning against the exact path: cost, labels
+	@$(BIN)/python -m tests.bench.approximate
 
 bench-half: $(INSTALLED)  ## label agreement of bf16 and fp16 CLIP with fp32
 	@$(BIN)/python -m tests.bench.half_precision

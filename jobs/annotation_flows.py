@@ -8,8 +8,8 @@ from pipeline import runtime
 from pipeline.cores import cores
 from pipeline.fusion import LOGIT_SCALE
 from pipeline.machines import Device
+from pipeline.models import find_classifier
 from pipeline.models.clip import Clip, ClipSource, text_vectors
-from pipeline.models.crops import CropSettings
 from pipeline.models.device import pick_device
 from pipeline.planner import Work
 from pipeline.prompts import Prompts
@@ -60,6 +60,7 @@ def run_flows(plan: AnnotationPlan, work: Work, run_id: str, progress: Progress)
             plan.proposer.divisor,
             config.mask_precision,
             config.proposer_modules,
+            plan.pruning,
         ),
         config.propose_batch, config.propose_actors, propose_device, cpus,
     )  # fmt: skip
@@ -123,12 +124,7 @@ def _embed(plan: AnnotationPlan) -> Embed:
     return Embed(
         classifier=config.classifier,
         clip=plan.clip,
-        crops=CropSettings(
-            config.mask_threshold,
-            config.mask_fill,
-            config.mask_expand_ratio,
-            config.mask_matting,
-        ),
+        regions=find_classifier(config.classifier).settings(config),
         crop_batch=config.crop_batch,
         asks_clip=plan.asks_clip,
         divisor=plan.proposer.divisor,

@@ -1,18 +1,29 @@
 """Everything of an annotation run that is checked and fixed before any work starts."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from pipeline.fingerprints import Fingerprints
-from pipeline.models import ProposerCard, find_classifier, find_proposer, refuse_unseen
+from pipeline.models import (
+    CLASSIFIERS,
+    ClassifierEntry,
+    ProposerCard,
+    find_classifier,
+    find_proposer,
+    refuse_unseen,
+)
 from pipeline.models.clip import ClipCard, ClipSource
 from pipeline.prompts import Prompts, load_prompts
+from pipeline.pruning import PruneSettings
 from pipeline.truth import Truths
 from schemas.annotation import SCHEMA_VERSION
 from schemas.config import AnnotateConfig
 from schemas.errors import ModelError
 from schemas.vocabulary import Vocabulary, read_vocabulary
+
+_PRUNING: Final = ("prune_min_area", "prune_min_stability", "prune_min_won")
 
 
 @dataclass(frozen=True)
@@ -40,11 +51,13 @@ class AnnotationPlan:
         entry = find_proposer(config.proposer, config.proposer_modules)
         proposer = entry.describe(config.proposer_weights)
         refuse_unseen(config.proposer, proposer, vocabulary)
-        find_classifier(config.classifier)
+        classifier = find_classifier(config.classifier)
+        _refuse_settings_of_others(config, classifier)
         clip = ClipSource.of(
             config.clip, config.clip_weights, config.clip_precision, config.crop_side
         )
         clip_card = clip.describe()
+        classifier.check(clip, config)
         if proposer.embedding_dim not in (None, clip_card.embedding_dim):
             raise ModelError(
                 f"proposer {config.proposer!r} has query embeddings of {proposer.embedding_dim} "
@@ -65,6 +78,11 @@ class AnnotationPlan:
                 f"compact embeddings hold masks, but proposer {config.proposer!r} makes none; take "
                 "one that proposes masks, or keep exact embeddings"
             )
+        pruned_by = [name for name in (*_PRUNING, "prune_iou") if getattr(config, name) is not None]
+        if pruned_by and not proposer.proposes_masks:
+            raise ModelError(
+                f"{pruned_by[0]} is of proposals, but proposer {config.proposer!r} makes none"
+            )
         if config.oracle_truth is not None:
             Truths.find(config.oracle_truth)
         return cls(config, vocabulary, query_prompts, region_prompts, proposer, clip, clip_card)
@@ -83,6 +101,14 @@ class AnnotationPlan:
         return self.config.ensemble and self.config.oracle_truth is None
 
     @property
+    def pruning(self) -> PruneSettings | None:
+        """Which proposals are dropped; None: none, whatever they are."""
+        limits = [getattr(self.config, name) for name in _PRUNING]
+        if limits == [None] * len(limits):
+            return None
+        return PruneSettings(self.config.mask_threshold, *limits)
+
+    @property
     def _limits(self) -> dict[str, Any]:
         limits = (
             "max_image_bytes max_image_pixels max_image_frames max_decode_seconds max_decode_mb "
@@ -97,6 +123,8 @@ class AnnotationPlan:
             "schema_version": SCHEMA_VERSION,
             "edges": self.edges,
             "proposer_weights_sha256": self.proposer.weights_sha256,
+            **({"mask_threshold": self.config.mask_threshold} if self.pruning else {}),
+            **self._given(_PRUNING),
         }
 
     @property
@@ -112,8 +140,8 @@ class AnnotationPlan:
     def _embedding(self) -> dict[str, Any]:
         if not self.asks_clip:
             return {}
-        crops = "classifier mask_threshold mask_fill mask_expand_ratio mask_matting"
-        return {**self._settings(crops), **self._clip}
+        deciding = find_classifier(self.config.classifier).deciding
+        return {"classifier": self.config.classifier, **self._given(deciding), **self._clip}
 
     @property
     def _label(self) -> dict[str, Any]:
@@ -136,5 +164,25 @@ class AnnotationPlan:
         """Hashes of what each stage depends on."""
         return Fingerprints.of(self._limits, self._proposal, self._embedding, self._label)
 
+    def _given(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return settings but those that are off: older hashes stay as they were."""
+        values = {name: getattr(self.config, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
     def _settings(self, names: str) -> dict[str, Any]:
         return {name: getattr(self.config, name) for name in names.split()}
+
+
+def _refuse_settings_of_others(config: AnnotateConfig, classifier: ClassifierEntry) -> None:
+    """Raise ModelError where a setting is given that the classifier has no use for."""
+    of_others: dict[str, list[str]] = {}
+    for name, entry in CLASSIFIERS.items():
+        for setting in entry().deciding:
+            of_others.setdefault(setting, []).append(name)
+    for setting, users in of_others.items():
+        value, default = getattr(config, setting), AnnotateConfig.model_fields[setting].default
+        if setting not in classifier.deciding and value != default:
+            raise ModelError(
+                f"{setting} is {value}, but classifier {config.classifier!r} has no use for it; it "
+                f"is of {' and '.join(users)}"
+            )

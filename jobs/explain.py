@@ -19,7 +19,8 @@ from schemas.manifest import Manifest
 
 _THRESHOLDS: Final = (
     "min_score", "mask_threshold", "ensemble", "ensemble_weight", "invalid_proposals",
-    "logit_scale", "mask_expand_ratio", "mask_fill", "oracle_truth",
+    "logit_scale", "classifier", "mask_expand_ratio", "mask_fill", "image_side", "one_pass_layers",
+    "prune_min_area", "prune_min_stability", "prune_min_won", "prune_iou", "oracle_truth",
 )  # fmt: skip
 _WEIGHTS: Final = ("proposer", "proposer_weights_sha256", "clip", "clip_weights_sha256")
 _FACTS: Final = (

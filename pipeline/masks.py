@@ -4,6 +4,7 @@ Dimension key: Q proposals, h w low-resolution grid over the padded image, H W i
 rows, R rows of different proposals, N positions along a side.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, Literal
@@ -109,6 +110,38 @@ class SoftMasks:
             above_QN = self.logits_Qhw.amax(dim=axis).sigmoid() > min_prob
             sides.append(above_QN[:, lower[:length]] | above_QN[:, upper[:length]])
         return boxes_around(*sides)
+
+    def image_cells(self) -> Tensor:
+        """Return the logits (Q, h, w) of the cells whose centres lie inside the image."""
+        rows, columns = (
+            max(1, math.ceil(length * cells / whole - 0.5))
+            for length, cells, whole in zip(
+                self.size, self.logits_Qhw.shape[1:], self.padded, strict=True
+            )
+        )
+        return self.logits_Qhw[:, :rows, :columns]
+
+    def hold_pixels(self, min_prob: float) -> Tensor:
+        """Return which masks (Q,) hold a pixel whose probability exceeds `min_prob`.
+
+        A pixel row through the highest cell settles it for nearly every mask.
+        """
+        boxes_Q4 = self.outer_boxes(min_prob)
+        found_Q = boxes_Q4[:, 2] > boxes_Q4[:, 0]
+        if not found_Q.any():
+            return found_Q
+        everywhere = slice(None)
+        candidates_V = found_Q.nonzero()[:, 0]
+        peak_V = self.logits_Qhw[candidates_V].amax(dim=2).argmax(dim=1)
+        row_V = ((peak_V + 0.5) * (self.padded[0] / self.logits_Qhw.shape[1])).long()
+        rows_VW = self.rows_of(candidates_V, row_V.clamp_max(self.size[0] - 1), everywhere)
+        found_Q[candidates_V] = rows_VW[:, : self.size[1]].amax(dim=1) > min_prob
+        for proposal in candidates_V[~found_Q[candidates_V]]:
+            _, top, _, bottom = boxes_Q4[proposal].tolist()
+            rows_R = torch.arange(top, bottom, device=boxes_Q4.device)
+            rows_RW = self.rows_of(proposal.expand(len(rows_R)), rows_R, everywhere)
+            found_Q[proposal] = bool((rows_RW[:, : self.size[1]] > min_prob).any())
+        return found_Q
 
     @cached_property
     def _down(self) -> list[Tensor]:

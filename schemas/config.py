@@ -102,6 +102,18 @@ class ClassifierSettings(Config):
     """Which CLIP classifies the regions, how it is prompted, and how crops are cut (spec 2.4)."""
 
     classifier: str = Field("crops", description="region classifier; see `segmill models`")
+    image_side: int | None = Field(
+        None,
+        ge=16,
+        description="one-pass and pooling: side of the square to which CLIP's input, the whole "
+        "image, is squashed; positions are interpolated; if absent CLIP's own",
+    )
+    one_pass_layers: int | None = Field(
+        None,
+        ge=1,
+        description="one-pass: CLIP's last layers in which every mask has a token of its own; if "
+        "absent all of them",
+    )
     clip: str = Field(
         "embedded",
         description="open_clip architecture, hf-hub:ORG/NAME, local-dir:PATH, or `embedded`",
@@ -136,6 +148,37 @@ class ClassifierSettings(Config):
     )
     mask_expand_ratio: float = Field(1.0, ge=1, description="grow each box about its centre")
     mask_matting: bool = Field(False, description="blend crops with the soft mask")
+    prune_iou: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="crops: proposals whose masks overlap by this IoU share the crop of one of "
+        "them; approximate; if absent each has its own",
+    )
+
+
+class PruningSettings(Config):
+    """Which proposals are dropped before CLIP and from the labels (approximate); absent: none."""
+
+    prune_min_area: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="drop proposals whose mask is empty or a smaller share of the image",
+    )
+    prune_min_stability: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="drop proposals whose mask changes more with its threshold: IoU of the masks "
+        "one logit above and one below",
+    )
+    prune_min_won: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="drop proposals that are the largest soft mask on a smaller share of the image",
+    )
 
 
 class EnsembleSettings(Config):
@@ -193,7 +236,9 @@ class ExecutionSettings(Config):
     )
     propose_batch: int = Field(8, ge=1, description="images per call of the proposer")
     classify_batch: int = Field(8, ge=1, description="images per call of the classifier")
-    crop_batch: int = Field(256, ge=1, description="crops per forward pass of CLIP")
+    crop_batch: int = Field(
+        256, ge=1, description="crops, or whole images, per forward pass of CLIP"
+    )
     mask_precision: Literal["float32", "float16", "uint8"] = Field(
         "float16", description="mask logits between the two pools"
     )
@@ -221,7 +266,12 @@ class ExecutionSettings(Config):
 
 
 class AnnotateConfig(
-    SourceSettings, ProposerSettings, ClassifierSettings, EnsembleSettings, ExecutionSettings
+    SourceSettings,
+    ProposerSettings,
+    PruningSettings,
+    ClassifierSettings,
+    EnsembleSettings,
+    ExecutionSettings,
 ):
     """Label every image of SOURCE with the classes of a vocabulary, as a Parquet dataset."""
 

@@ -18,7 +18,7 @@ def make_classify(
     """Return the stage; one text matrix serves both heads unless `changes` names others."""
     shared: dict[str, Any] = {"divisor": 32, "precision": "float16"}
     embed: dict[str, Any] = {
-        "classifier": "crops", "clip": clip, "crops": CropSettings(), "crop_batch": 16,
+        "classifier": "crops", "clip": clip, "regions": CropSettings(), "crop_batch": 16,
         "asks_clip": changes.get("oracle_truth") is None,
     }  # fmt: skip
     label: dict[str, Any] = {

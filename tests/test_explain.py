@@ -16,7 +16,7 @@ from pipeline.explanation.pixel import explain_pixel
 from pipeline.files import delete_files
 from pipeline.fusion import LabelMap, label_map
 from pipeline.masks import pack_logits
-from pipeline.models.crops import crop_regions
+from pipeline.models.crops import CropSettings, crop_regions
 from pipeline.models.embedded import EMBEDDED_VOCABULARY
 from pipeline.parts import read_row_group, write_part
 from pipeline.pixels import PixelScorer, pixel_score_tiles
@@ -157,7 +157,7 @@ def test_boxes_are_those_of_the_crops(made):
     row = kept_row(dataset)
     masks_QHW = soft_masks(row, label.precision, label.divisor)
     image = torch.zeros((3, row["image_height"], row["image_width"]), dtype=torch.uint8)
-    settings = flows.CropSettings(mask_threshold=0.4)
+    settings = CropSettings(mask_threshold=0.4)
     regions = crop_regions(image, masks_QHW, settings, side=32, mean=(0, 0, 0), std=(1, 1, 1))
     expected = dict(
         zip(regions.valid_Q.nonzero()[:, 0].tolist(), regions.boxes_V4.tolist(), strict=True)
@@ -264,7 +264,7 @@ def test_pixels_of_a_network_without_proposals(made):
         {"classes": [{"name": name, "seen": name != "b"} for name in names]}
     )
     models = {"logit_scale": "model", "mask_precision": "float32", "ensemble_weight": 0.7}
-    models |= {"invalid_proposals": "boosted"}
+    models |= {"invalid_proposals": "boosted", "classifier": "crops"}
     texts = Texts(text_KD.numpy(), text_KD.numpy(), 5.0)
     clip_1K = (5.0 * clip_1D @ text_KD.T).softmax(dim=1)
     scorer = PixelScorer(text_KD, clip_1K, torch.tensor([True, False, True]), 0.7)
@@ -276,6 +276,9 @@ def test_pixels_of_a_network_without_proposals(made):
         assert found.winner == names[int(labels.classes_HW[at])]
         assert found.score == pytest.approx(float(labels.scores_HW[at]), abs=1e-5)
         assert found.proposals[0].box == (0, 0, 50, 37)
+        models_of_another = {**models, "classifier": "one-pass"}
+        found = explain_pixel(row, texts, vocabulary, models_of_another, at, 3)
+        assert found.proposals[0].box is None  # nothing was cut out
 
 
 def test_text_vectors_of_kept_versions_outlive_a_vacuum(made):

@@ -159,7 +159,11 @@ def _proposal_terms(
     terms = []
     for proposal in added_Q.argsort(descending=True, stable=True)[:top].tolist():
         query_QK, clip_QK = scores.query_QK, scores.clip_QK
-        has_crop = clip_QK is not None and bool(scores.valid_Q[proposal])
+        has_crop = (
+            clip_QK is not None
+            and models["classifier"] == "crops"
+            and bool(scores.valid_Q[proposal])
+        )
         terms.append(
             ProposalTerm(
                 proposal=proposal,

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.masks import SoftMasks
+    from pipeline.models.clip import Clip, ClipSource
+    from schemas.config import ClassifierSettings
 
 _NAMED: Final = 5  # classes named in one message
 
@@ -111,10 +113,15 @@ class RegionEmbedder(Protocol):
 
 @dataclass(frozen=True)
 class ClassifierEntry:
-    """One line of the registry: how to load a region classifier."""
+    """One line of the registry: how to load a region classifier, and what its vectors depend on."""
 
     summary: str
-    load: Callable[..., RegionEmbedder]
+    deciding: tuple[str, ...]  # names of the settings that its vectors depend on
+    settings: "Callable[[ClassifierSettings], Any]"  # those, as `load` takes them
+    # Raises ModelError for a CLIP, or settings, that it cannot do; loads nothing.
+    check: "Callable[[ClipSource, ClassifierSettings], None]"
+    # CLIP, settings, inputs per forward pass -> classifier
+    load: "Callable[[Clip, Any, int], RegionEmbedder]"
 
 
 def _lazy(module: str, name: str) -> Callable[[], Any]:
@@ -136,6 +143,8 @@ PROPOSERS: Mapping[str, Callable[[], ProposerEntry]] = {
 
 CLASSIFIERS: Mapping[str, Callable[[], ClassifierEntry]] = {
     "crops": _lazy("pipeline.models.crop_classifier", "CROPS"),
+    "one-pass": _lazy("pipeline.models.one_pass", "ONE_PASS"),
+    "pooling": _lazy("pipeline.models.pooling", "POOLING"),
 }
 
 

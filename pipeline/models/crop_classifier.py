@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from pipeline.masks import SoftMasks
-from pipeline.models import ClassifierEntry, RegionEmbeds
-from pipeline.models.clip import Clip
+from pipeline.models import ClassifierEntry, RegionEmbedder, RegionEmbeds
+from pipeline.models.clip import Clip, ClipSource
 from pipeline.models.crops import CropSettings, crop_regions
+from pipeline.models.shared_vectors import SharedVectors
+from schemas.config import ClassifierSettings
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +70,34 @@ class CropClassifier:
                 torch.cuda.empty_cache()
 
 
+def _settings(config: ClassifierSettings) -> CropSettings:
+    return CropSettings(
+        config.mask_threshold,
+        config.mask_fill,
+        config.mask_expand_ratio,
+        config.mask_matting,
+        config.prune_iou,
+    )
+
+
+def _check(source: ClipSource, config: ClassifierSettings) -> None:
+    """Every CLIP takes crops; what their side must be, its own description knows."""
+
+
+def _load(clip: Clip, settings: CropSettings, crop_batch: int) -> RegionEmbedder:
+    classifier = CropClassifier(clip, settings, crop_batch)
+    if settings.min_shared_iou is None:
+        return classifier
+    return SharedVectors(classifier, settings.min_shared_iou, settings.mask_threshold)
+
+
 CROPS: Final = ClassifierEntry(
     summary="masked crops through CLIP (the paper's)",
-    load=CropClassifier,
-)
+    deciding=(
+        "mask_threshold", "mask_fill", "mask_expand_ratio", "mask_matting", "crop_side",
+        "prune_iou",
+    ),
+    settings=_settings,
+    check=_check,
+    load=_load,
+)  # fmt: skip

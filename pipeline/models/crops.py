@@ -34,6 +34,7 @@ class CropSettings:
     fill: str = "mean"  # or "zero"
     expand_ratio: float = 1.0
     matting: bool = False
+    min_shared_iou: float | None = None  # masks that overlap so much share a crop; None: none do
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Dimension key: Q proposals, V valid proposals, D embedding, H W image.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import torch
@@ -15,7 +15,6 @@ from torch import Tensor
 from pipeline.masks import Precision
 from pipeline.models import RegionEmbedder, find_classifier
 from pipeline.models.clip import Clip, ClipSource
-from pipeline.models.crops import CropSettings
 from pipeline.models.device import pick_device, send
 from pipeline.stages.rows import Row, image_of, isolate_live
 from pipeline.stages.soft_masks import masks_of
@@ -31,7 +30,7 @@ class Embed:
 
     classifier: str
     clip: ClipSource
-    crops: CropSettings
+    regions: Any  # how it is shown regions: CropSettings or WholeImageSettings
     crop_batch: int
     asks_clip: bool  # off: the labels come from other scores, and no CLIP is loaded
     divisor: int
@@ -41,10 +40,10 @@ class Embed:
     def embedder(self) -> RegionEmbedder:
         """The region classifier with its CLIP, loaded at first use."""
         clip = Clip.load(self.clip, pick_device())
-        return find_classifier(self.classifier).load(clip, self.crops, self.crop_batch)
+        return find_classifier(self.classifier).load(clip, self.regions, self.crop_batch)
 
     def __call__(self, images: pa.Table, /) -> pa.Table:
-        """Return the embedded rows; crops of all images share CLIP's batches."""
+        """Return the embedded rows; images share CLIP's batches."""
         rows = isolate_live(self._embed, images.to_pylist(), self.name)
         kept = [{name: row[name] for name in EMBEDDED.names if name in row} for row in rows]
         return table_from_rows(kept, EMBEDDED)

@@ -16,6 +16,7 @@ from pipeline.masks import Precision, pack_logits
 from pipeline.models import Lookup, PixelEmbedder, Proposals, Proposer, find_proposer
 from pipeline.models.device import pick_device
 from pipeline.pixels import pack_pixels
+from pipeline.pruning import PruneSettings, prune
 from pipeline.resize import Size, padded_size
 from pipeline.stages.rows import Row, image_of, is_quarantined, isolate, quarantine
 from schemas.annotation import PROPOSED, table_from_rows
@@ -33,6 +34,7 @@ class Propose:
     divisor: int
     precision: Precision
     modules: tuple[str, ...] = ()
+    pruning: PruneSettings | None = None
 
     @cached_property
     def model(self) -> Proposer | Lookup | PixelEmbedder:
@@ -74,6 +76,9 @@ class Propose:
         return self._packed(row, found)
 
     def _packed(self, row: Row, found: Proposals) -> Row:
+        if self.pruning is not None:
+            size = (row["image_height"], row["image_width"])
+            found = prune(found, self.pruning, padded_size(size, self.divisor), size)
         packed = pack_logits(found.mask_logits_Qhw, self.precision)
         return {
             **row,

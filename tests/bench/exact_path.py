@@ -228,12 +228,16 @@ def save_proposer(directory: str) -> None:
     model.save(directory)
 
 
-def shape(logits_Qhw: Tensor, image: int) -> Tensor:
-    """Return mask logits of ellipses, with the network's own, standardised, added."""
+def shape(logits_Qhw: Tensor, image: int, count: int | None = None) -> Tensor:
+    """Return mask logits of ellipses, with the network's own, standardised, added.
+
+    There are `count` ellipses, or as many as the image's number says.
+    """
     spread_Q = logits_Qhw.std(dim=(1, 2), keepdim=True).clamp_min(1e-6)
     own_Qhw = ((logits_Qhw - logits_Qhw.mean(dim=(1, 2), keepdim=True)) / spread_Q).clamp(-4, 4)
     shapes_Qhw = torch.full_like(own_Qhw, -8.0)
-    ellipses_Nhw = ellipses(number_of_crops(image), own_Qhw.shape[1], own_Qhw.shape[2], image)
+    count = count or number_of_crops(image)
+    ellipses_Nhw = ellipses(count, own_Qhw.shape[1], own_Qhw.shape[2], image)
     shapes_Qhw[: len(ellipses_Nhw)] = ellipses_Nhw
     return shapes_Qhw + own_Qhw
 
@@ -270,12 +274,13 @@ def ellipses(count: int, height: int, width: int, seed: int) -> Tensor:
     return torch.from_numpy(np.clip(fields, -8, 5).astype(np.float32))
 
 
-def shaped_table(proposed: pa.Table) -> pa.Table:
+def shaped_table(proposed: pa.Table, first: int = 0, count: int | None = None) -> pa.Table:
+    """Return PROPOSED rows with masks and queries of images numbered from `first`, see `shape`."""
     rows = proposed.to_pylist()
-    for index, row in enumerate(rows):
+    for index, row in enumerate(rows, start=first):
         grid = (row["n_proposals"], row["mask_height"], row["mask_width"])
         logits = np.frombuffer(row["mask_logits"], dtype=np.float32).reshape(grid)
-        shaped = shape(torch.from_numpy(logits.copy()), index)
+        shaped = shape(torch.from_numpy(logits.copy()), index, count)
         row["mask_logits"] = pack_logits(shaped, "float32").tobytes()
         embeds_QD = torch.frombuffer(bytearray(row["query_embeds"]), dtype=torch.float32)
         embeds_QD = draw_to_classes(embeds_QD.reshape(row["n_proposals"], -1), index)

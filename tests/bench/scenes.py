@@ -46,7 +46,7 @@ def embedded_classify(clip_precision: str = "fp32", **changes: Any) -> Classify:
     source = ClipSource.of("embedded", None, clip_precision)
     text_KD = text_classifier(Clip.load(source).encode_text, Vocabulary.of(class_names()), SINGLE)
     settings: dict[str, Any] = {
-        "crops": CropSettings(mask_threshold=0.6), "crop_batch": 256, "seen": seen_flags(),
+        "regions": CropSettings(mask_threshold=0.6), "crop_batch": 256, "seen": seen_flags(),
         "ensemble_weight": 0.7, "precision": "float32",
         "divisor": find_proposer("maskformer").describe(None).divisor,
     }  # fmt: skip
