@@ -122,6 +122,8 @@ class Ground:
             "RAY_TMPDIR": str(self.folder / "ray"),
             "OMP_NUM_THREADS": "1",
             "SEGMILL_LOG_LEVEL": "ERROR",
+            # As much of a busy machine as its driver: a starved worker is no fault to look for.
+            "RAY_worker_niceness": "0",
         }
         if self.proxy is not None:
             found["AWS_ENDPOINT_URL"] = self.proxy.endpoint
