@@ -131,15 +131,16 @@ class Ground:
         return found
 
     def command(
-        self, output: str, log: Path, settings: Mapping[str, str], stages: Stages
+        self, output: str, log: Path, settings: Mapping[str, str | None], stages: Stages
     ) -> list[str]:
-        """The command under test; an empty value is that of a switch."""
+        """The command under test; an empty value is that of a switch, None one to leave out."""
         # A proposer that is described without a model library; the quick stages ask none.
         proposer = {"proposer": "felzenszwalb"} if stages == "quick" else {}
         chosen = {**SETTINGS, **proposer, **settings, "output": output}
         flags = [
             word
             for name, value in chosen.items()
+            if value is not None
             for word in ([f"--{name}", value] if value else [f"--{name}"])
         ]
         return [
