@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test check format lock weights bench-approximate bench-exact bench-half bench-memory \
   bench-precision bench-trust bench-promise bench-decoder bench-planning bench-incremental fuzz photos \
-  chaos ablations clean
+  chaos cluster-test ablations clean
 
 demo: $(INSTALLED)  ## scenes -> labels -> figures -> one HTML page; ends with one line of JSON
 	@$(BIN)/segmill demo --output demo
@@ -64,6 +64,9 @@ SCHEDULES ?= 20
 SEED ?= 0
 chaos: $(INSTALLED)  ## kill runs and fail their store by seeded schedules; ends with one line of JSON
 	@$(BIN)/python -m tests.chaos --schedules $(SCHEDULES) --seed $(SEED)
+
+cluster-test: $(INSTALLED)  ## runs on simulated clusters of several nodes; ends with one line of JSON
+	@$(BIN)/python -m tests.cluster
 
 ablations: $(INSTALLED)  ## the paper's claims on synthetic scenes, three seeds; ends with one line of JSON
 	@$(BIN)/python -m tests.bench.ablations

@@ -78,6 +78,10 @@ COMMANDS: Final[dict[str, _Command]] = {
         "schemas.status_config:StatusConfig", "jobs.status:status", "status:show_status",
         ("dataset",),
     ),
+    "drain": _Command(
+        "beside Ray on a spot machine: wait for the notice of its end, and give it no new work",
+        "schemas.drain_config:DrainConfig", "jobs.drain:drain", "status:show_drain",
+    ),
     "vacuum": _Command(
         "delete old versions of a dataset, and files that no version names",
         "VacuumConfig", "jobs.vacuum:vacuum", "dataset:show_vacuum", ("dataset",),

@@ -20,6 +20,9 @@ from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 
+from jobs.settings import read_settings
+from schemas.drain_config import DrainConfig
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 TYPES = CONFIG["available_node_types"]
@@ -162,6 +165,13 @@ def test_whatever_starts_ray_asks_for_the_token() -> None:
     assert len(starts) == 2
     assert all("RAY_AUTH_MODE=token ~/venv/bin/ray start" in command for command in starts)
     assert "--dashboard-host=127.0.0.1" in starts[0]
+
+
+def test_every_worker_waits_for_the_notice_of_its_end() -> None:
+    (watch,) = [each for each in CONFIG["worker_start_ray_commands"] if "segmill drain" in each]
+    assert watch.startswith("RAY_AUTH_MODE=token ") and watch.endswith("&")
+    words = watch.split("segmill drain ")[1].split(" > ")[0].split()
+    assert read_settings("segmill drain", DrainConfig, [], words).cloud == "aws"
     assert CONFIG["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
 
 

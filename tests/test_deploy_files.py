@@ -23,6 +23,7 @@ from ray.autoscaler.v2.utils import ResourceRequestUtil
 from jobs.cli import COMMANDS
 from jobs.settings import read_settings
 from schemas.config import AnnotateConfig
+from schemas.drain_config import DrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "jobs" / "deploy"
@@ -237,3 +238,19 @@ chmod +x "$3/bin/pip"
     requirements = (tmp_path / "venv" / "requirements.txt").read_text().splitlines()
     assert any(line.startswith("ray[default]") for line in requirements)
     assert any(line.startswith("open_clip_torch") for line in requirements)
+
+
+def test_a_spot_pod_is_drained_before_it_goes() -> None:
+    for group in CLUSTER["workerGroupSpecs"]:
+        spec = group["template"]["spec"]
+        (container,) = spec["containers"]
+        if "spot" not in group["groupName"]:
+            continue
+        *_, script = container["lifecycle"]["preStop"]["exec"]["command"]
+        drain, sleep, stop = script.split("; ")
+        words = drain.removeprefix("segmill drain ").split()
+        settings = read_settings("segmill drain", DrainConfig, [], words)
+        # What runs has until then, and the pod is still there.
+        seconds = int(sleep.removeprefix("sleep "))
+        assert seconds < settings.deadline_s < spec["terminationGracePeriodSeconds"]
+        assert settings.now and stop == "ray stop"

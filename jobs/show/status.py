@@ -9,6 +9,7 @@ from rich.table import Table
 from jobs.show.printing import print_json, rounded
 
 if TYPE_CHECKING:
+    from jobs.drain import DrainResult
     from jobs.status import RunStatus, StatusResult
     from pipeline.lock import Held
 
@@ -36,6 +37,16 @@ def show_status(result: "StatusResult", console: Console) -> int:
         console.print(problem, style="red", highlight=False, markup=False, soft_wrap=True)
     print_json(_values(result))
     return int(bool(result.problems))
+
+
+def show_drain(result: "DrainResult", console: Console) -> int:
+    """Print which node gets no more work, and why."""
+    console.print(
+        f"node {result.node_id} gets no new work: {result.reason}; {result.seconds:g} s are left",
+        highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
+    print_json({"node_id": result.node_id, "reason": result.reason, "seconds": result.seconds})
+    return 0
 
 
 def _table(runs: "tuple[RunStatus, ...]") -> Table:

@@ -122,6 +122,8 @@ class Ground:
             "RAY_TMPDIR": str(self.folder / "ray"),
             "OMP_NUM_THREADS": "1",
             "SEGMILL_LOG_LEVEL": "ERROR",
+            # As much of a busy machine as its driver: a starved worker is no fault to look for.
+            "RAY_worker_niceness": "0",
         }
         if self.proxy is not None:
             found["AWS_ENDPOINT_URL"] = self.proxy.endpoint
@@ -129,15 +131,16 @@ class Ground:
         return found
 
     def command(
-        self, output: str, log: Path, settings: Mapping[str, str], stages: Stages
+        self, output: str, log: Path, settings: Mapping[str, str | None], stages: Stages
     ) -> list[str]:
-        """The command under test; an empty value is that of a switch."""
+        """The command under test; an empty value is that of a switch, None one to leave out."""
         # A proposer that is described without a model library; the quick stages ask none.
         proposer = {"proposer": "felzenszwalb"} if stages == "quick" else {}
         chosen = {**SETTINGS, **proposer, **settings, "output": output}
         flags = [
             word
             for name, value in chosen.items()
+            if value is not None
             for word in ([f"--{name}", value] if value else [f"--{name}"])
         ]
         return [

@@ -75,7 +75,7 @@ class Run:
         self._settings, self._stages = dict(schedule.settings), schedule.stages
         self._rng = rng
         self._due = [_Due(strike) for strike in disturbed.strikes]
-        self._log = _Log(ground.folder / f"{name}.log")
+        self._log = ProgressLog(ground.folder / f"{name}.log")
         self._log.path.unlink(missing_ok=True)
         self._requests: Counter[Moment] = Counter()
         self._before: dict[Moment, int] = {}  # files of earlier runs
@@ -254,7 +254,7 @@ class _Due:
         return self.since is not None and time.monotonic() - self.since >= moment.delay_s
 
 
-class _Log:
+class ProgressLog:
     """The progress of a run, read from its file as it grows."""
 
     def __init__(self, path: Path) -> None:

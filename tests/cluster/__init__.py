@@ -1,0 +1,1 @@
+"""Runs on several Ray nodes: killed, added, cut off, submitted as jobs, launched when needed."""
