@@ -13,8 +13,9 @@ from typing import Final
 
 import pyarrow as pa
 
-from jobs.annotation_flows import actor_cpus, actors, run_flows
+from jobs.annotation_flows import run_flows
 from jobs.annotation_plan import AnnotationPlan
+from jobs.annotation_pools import held_cpus
 from jobs.progress import Progress
 from pipeline import dataset, runtime
 from pipeline.cores import cores
@@ -27,6 +28,7 @@ from pipeline.run_records import Recorder
 from pipeline.secrets import hide_all_secrets, hide_secrets
 from schemas.errors import LockedError, OutputError, SegmillError, SettingsError
 from schemas.manifest import Changes, Counts, DataFile, Manifest, Part
+from schemas.meter import RunMeter
 
 _RECORDED_PACKAGES: Final = (
     "segmill", "ray", "torch", "open_clip_torch", "transformers", "pyarrow",
@@ -49,6 +51,7 @@ class AnnotateResult:
     repeated: int  # uris given more than once
     seconds: float
     too_many_bad: bool
+    meter: RunMeter | None  # None: there was nothing to do
 
 
 @contextmanager
@@ -107,6 +110,7 @@ class AnnotationRun:
         self._recorder.version = newest
         self._recalls_only = recalls_only
         self._from_embeddings = 0
+        self._meter: RunMeter | None = None
 
     def result(self, inventory: Iterable[pa.Table], started: float) -> AnnotateResult:
         """Label what is left of the inventory (INVENTORY rows), begun at `started` (monotonic).
@@ -137,6 +141,7 @@ class AnnotationRun:
             repeated=repeated,
             seconds=time.monotonic() - started,
             too_many_bad=counts.quarantined > self._config.max_bad_fraction * counts.inventory,
+            meter=self._meter,
         )
 
     def _take_over(self) -> None:
@@ -191,14 +196,17 @@ class AnnotationRun:
         write_bytes(self._output, f"{RUNS}/{self._run_id}/config.json", resolved.encode())
         self._recorder.plan(self._planner.images, work.images)
         self._progress.say(f"{work.images} of {self._planner.images} images are to be done")
-        cpus = actors(self._plan) * actor_cpus(self._plan)
-        config = self._config
+        config, started = self._config, time.monotonic()
+        cpus = held_cpus(config)
+        results: list[runtime.FlowResult] = []
         with runtime.cluster(
             config.address, config.object_store_mb, cpus, ship_code=config.ship_code
         ):
             for _ in range(_MAX_PASSES):
-                parts = list(run_flows(self._plan, work, self._run_id, self._progress))
-                self._add(parts, "own")
+                done = list(run_flows(self._plan, work, self._run_id, self._progress))
+                self._add([part for result in done for part in result.parts], "own")
+                results += done
+                self._measure(results, time.monotonic() - started)
                 work = self._left()
                 if not work.images:
                     return self._merged()
@@ -206,6 +214,16 @@ class AnnotationRun:
             f"{work.images} of {self._planner.images} images came out of no stage; nothing was "
             "published, and what was finished is kept"
         )
+
+    def _measure(self, results: Sequence[runtime.FlowResult], seconds: float) -> None:
+        parts = [part for result in results for part in result.parts]
+        self._meter = RunMeter(
+            images=sum(part.images.rows for part in parts),
+            seconds=seconds,
+            size_bytes=sum(part.size_bytes for part in parts),
+            flows=tuple(result.meter for result in results if result.meter),
+        )
+        self._recorder.meter = self._meter
 
     def _merged(self) -> list[DataFile]:
         outcome = self._planner.outcome(self._config.rows_per_file)

@@ -7,8 +7,9 @@ import pyarrow as pa
 from ray.data import Datasink
 from ray.data.datasource.datasink import WriteResult
 
+from pipeline.meter import timed
 from pipeline.parts import write_part
-from pipeline.runtime.board import reporting
+from pipeline.runtime.board import WRITE, reporting
 from schemas.manifest import Part
 
 
@@ -37,9 +38,11 @@ class DatasetSink(Datasink):  # type: ignore[misc]  # Ray ships no types
         # A bundle may be larger than asked for: a whole block more.
         for start in range(0, len(rows), 2 * self._rows_per_part):
             share = rows.slice(start, 2 * self._rows_per_part)
-            with reporting(self._board):
-                parts.append(write_part(self._dataset, self._run_id, share))
-            self._board.add.remote("write", len(share))
+            with reporting(self._board), timed(WRITE) as section:
+                part = write_part(self._dataset, self._run_id, share)
+                section.count(len(share), part.size_bytes)
+            self._board.add.remote(section.spent, part.images.quarantined)
+            parts.append(part)
         return parts
 
     def on_write_complete(self, write_result: WriteResult[list[Part]]) -> None:

@@ -1,12 +1,14 @@
 """What runs in the workers: the intake, and stages as tasks or in the actors of a pool."""
 
 import hashlib
+import time
 from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
 import pyarrow as pa
 import ray
 
+from pipeline.meter import timed
 from pipeline.runtime.board import reporting
 from pipeline.stages.rows import quarantine
 from schemas.annotation import conform, table_from_rows
@@ -26,6 +28,9 @@ class Stage(Protocol):
     def schema(self) -> pa.Schema:
         """Columns of the table that the stage returns."""
 
+    def warm_up(self) -> None:
+        """Load what the stage needs to be at work at once."""
+
     def __call__(self, images: pa.Table, /) -> pa.Table:
         """Return one row per row of `images`."""
 
@@ -36,6 +41,10 @@ class Intake(Protocol):
     @property
     def name(self) -> str:
         """One word, shown in progress."""
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """What it does, in its order, as the meter tells them apart; `name` is one of them."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -49,16 +58,25 @@ def take_in(units: pa.Table, intake: Intake, board: Any) -> Iterator[pa.Table]:
     """Yield the rows of the units, held to their schema and counted."""
     with reporting(board):
         for unit in units.to_pylist():
-            for table in intake(unit):
-                board.add.remote(intake.name, len(table))
-                yield conform(table, intake.schema)
+            tables = intake(unit)
+            while True:
+                with timed(intake.name) as section:
+                    table = next(tables, None)
+                    if table is not None:
+                        table = conform(table, intake.schema)
+                        section.count(len(table), table.nbytes)
+                board.add.remote(section.spent)
+                if table is None:
+                    break
+                yield table
 
 
 def run_stage(images: pa.Table, stage: Stage, board: Any) -> pa.Table:
-    """Apply a stage, hold it to its schema, and count what has left it."""
-    with reporting(board):
+    """Apply a stage, hold it to its schema, and tell what has left it and what that took."""
+    with reporting(board), timed(stage.name) as section:
         result = conform(stage(images), stage.schema)
-    board.add.remote(stage.name, len(result))
+        section.count(len(result), result.nbytes)
+    board.add.remote(section.spent)
     return result
 
 
@@ -73,6 +91,12 @@ class Worker:
     def __init__(self, stage: Stage, board: Any) -> None:
         self._stage = stage
         self._board = board
+        # Here and not at the first batch: no image is to blame where a model does not load, and
+        # the time is no service.
+        started = time.monotonic()
+        with reporting(board):
+            stage.warm_up()
+        board.warm.remote(stage.name, time.monotonic() - started)
 
     def __call__(self, images: pa.Table) -> pa.Table:
         """Return the rows of the stage."""
