@@ -138,8 +138,12 @@ def rows_per_part(plan: AnnotationPlan, images: int) -> int:
 def encode_vocabulary(
     source: ClipSource, vocabulary: Vocabulary, prompts: tuple[Prompts, Prompts]
 ) -> Texts:
+    """Load CLIP and return the text vectors of the prompts of both heads."""
+    return texts_of(Clip.load(source, pick_device()), vocabulary, prompts)
+
+
+def texts_of(clip: Clip, vocabulary: Vocabulary, prompts: tuple[Prompts, Prompts]) -> Texts:
     """Return the text vectors of the prompts of both heads."""
-    clip = Clip.load(source, pick_device())
     query, region = prompts
     query_KD = text_vectors(clip, vocabulary, query)
     same = region.identity == query.identity

@@ -13,6 +13,7 @@ from typing import Final
 
 import pyarrow as pa
 
+from jobs.annotation_done import add_parts, retried_codes, take_over
 from jobs.annotation_flows import run_flows
 from jobs.annotation_plan import AnnotationPlan
 from jobs.annotation_pools import held_cpus
@@ -22,12 +23,13 @@ from pipeline.cores import cores
 from pipeline.files import delete_files, list_files, write_bytes
 from pipeline.lock import DatasetLock, new_run_id
 from pipeline.parts import RUNS, forget_parts, merge_images, recorded_parts
-from pipeline.planner import RETRIED_CODES, Origin, Planner, Work
+from pipeline.plan_records import check_plan, read_plan
+from pipeline.planner import Planner, Work
 from pipeline.run_log import RunLog
 from pipeline.run_records import Recorder
 from pipeline.secrets import hide_all_secrets, hide_secrets
 from schemas.errors import LockedError, OutputError, SegmillError, SettingsError
-from schemas.manifest import Changes, Counts, DataFile, Manifest, Part
+from schemas.manifest import Changes, Counts, DataFile, Manifest
 from schemas.meter import RunMeter
 
 _RECORDED_PACKAGES: Final = (
@@ -146,35 +148,13 @@ class AnnotationRun:
 
     def _take_over(self) -> None:
         """Tell the planner what is done: by runs that were cut short, and in the newest version."""
-        published = {file.path for file in self._base.images} if self._base else set()
-        parts = recorded_parts(self._output)
-        stale = [record for record, part in parts.items() if part.images.path in published]
+        stale = take_over(self._planner, self._output, self._base, self._retried)
         # Only now, before another version: what no record names is never deleted.
         delete_files(self._output, stale)
-        self._add([part for record, part in parts.items() if record not in stale], "adopted")
-        if self._base is not None:
-            self._planner.add_done(
-                self._output,
-                self._base.images,
-                self._base.embeddings,
-                "published",
-                retried=self._retried,
-            )
-
-    def _add(self, parts: Sequence[Part], origin: Origin) -> None:
-        self._planner.add_done(
-            self._output,
-            [part.images for part in parts],
-            [part.embeddings for part in parts if part.embeddings],
-            origin,
-            retried=self._retried,
-        )
 
     @property
     def _retried(self) -> tuple[str, ...] | None:
-        if self._recalls_only:
-            return ()
-        return None if self._config.retry_quarantined else RETRIED_CODES
+        return () if self._recalls_only else retried_codes(self._config)
 
     def _left(self) -> Work:
         work = self._planner.left(self._output, self._run_id)
@@ -204,7 +184,8 @@ class AnnotationRun:
         ):
             for _ in range(_MAX_PASSES):
                 done = list(run_flows(self._plan, work, self._run_id, self._progress))
-                self._add([part for result in done for part in result.parts], "own")
+                parts = [part for result in done for part in result.parts]
+                add_parts(self._planner, self._output, parts, "own", self._retried)
                 results += done
                 self._measure(results, time.monotonic() - started)
                 work = self._left()
@@ -223,7 +204,13 @@ class AnnotationRun:
             size_bytes=sum(part.size_bytes for part in parts),
             flows=tuple(result.meter for result in results if result.meter),
         )
-        self._recorder.meter = self._meter
+        check = check_plan(
+            read_plan(self._output),
+            self._meter,
+            self._plan.fingerprints.label,
+            self._config.keep_embeddings,
+        )
+        self._meter = self._recorder.meter = self._meter.model_copy(update={"plan": check})
 
     def _merged(self) -> list[DataFile]:
         outcome = self._planner.outcome(self._config.rows_per_file)

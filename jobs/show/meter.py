@@ -20,6 +20,19 @@ def show_meter(meter: "RunMeter", console: Console) -> None:
             f"{flow.binds or 'nothing'} binds; {flow.start_up_s:.0f} s of start-up apart",
             highlight=False,
         )
+    if meter.plan is not None:
+        check = meter.plan
+        console.print(
+            f"the plan of {check.created} said {check.predicted_s:.0f} s and "
+            f"{check.predicted_bytes / 1e6:.1f} MB; it was {check.actual_s:.0f} s "
+            f"({_off(check.predicted_s, check.actual_s)}) and {check.actual_bytes / 1e6:.1f} MB "
+            f"({_off(check.predicted_bytes, check.actual_bytes)})",
+            highlight=False,
+        )
+
+
+def _off(predicted: float, actual: float) -> str:
+    return f"{actual / predicted - 1:+.0%}" if predicted else "nothing was predicted"
 
 
 def _table(flow: "FlowMeter") -> Table:
@@ -59,5 +72,12 @@ def meter_values(meter: "RunMeter") -> dict[str, Any]:
                 }
                 for stage in flow.stages
             },
+        }
+    if meter.plan is not None:
+        values["plan"] = {
+            "predicted_seconds": rounded(meter.plan.predicted_s),
+            "seconds": rounded(meter.plan.actual_s),
+            "predicted_bytes": meter.plan.predicted_bytes,
+            "bytes": meter.plan.actual_bytes,
         }
     return values
