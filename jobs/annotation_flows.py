@@ -1,17 +1,18 @@
 """The passes of an annotation run: which stages, where they run, and what goes through them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from jobs.annotation_plan import AnnotationPlan
+from jobs.annotation_pools import Pools
 from jobs.progress import Progress
 from pipeline import runtime
-from pipeline.cores import cores
 from pipeline.fusion import LOGIT_SCALE
 from pipeline.machines import Device
 from pipeline.models import find_classifier
 from pipeline.models.clip import Clip, ClipSource, text_vectors
 from pipeline.models.device import pick_device
-from pipeline.planner import Work
+from pipeline.planner import Units, Work
 from pipeline.prompts import Prompts
 from pipeline.stages.classify import Classify
 from pipeline.stages.embed import Embed
@@ -20,7 +21,7 @@ from pipeline.stages.intake import FetchImages, Recall, ReuseProposals
 from pipeline.stages.label import Label
 from pipeline.stages.propose import Propose
 from pipeline.text_vectors import Texts, write_texts
-from schemas.manifest import Encoding, Part
+from schemas.manifest import Encoding
 from schemas.vocabulary import Vocabulary
 
 # A part is what a run that is cut short loses at most, of each write at work: small, but a corpus
@@ -32,14 +33,42 @@ _ROWS_PER_PART_OF_EMBEDDINGS: Mapping[Encoding, int] = {"exact": 64, "compact": 
 _RECALLED_AT_ONCE: int = 64  # labelled again without any model: larger batches save nothing
 
 
-def run_flows(plan: AnnotationPlan, work: Work, run_id: str, progress: Progress) -> Iterator[Part]:
-    """Do the work on the connected cluster, and yield the parts that were written."""
+@dataclass(frozen=True)
+class Stages:
+    """The stages that images go through, as settings."""
+
+    fetch: FetchDecode
+    propose: Propose
+    classify: Classify
+    label: Label  # alone, for what has been embedded before
+
+    @classmethod
+    def of(cls, plan: AnnotationPlan, texts: Texts, run_id: str) -> "Stages":
+        """Return the stages of a plan."""
+        config, label = plan.config, label_stage(plan, texts, run_id)
+        return cls(
+            FetchDecode(*plan.edges, source_settings(config)),
+            Propose(
+                config.proposer,
+                config.proposer_weights,
+                plan.proposer.divisor,
+                config.mask_precision,
+                config.proposer_modules,
+                plan.pruning,
+            ),
+            Classify(_embed(plan), label, config.keep_embeddings),
+            label,
+        )
+
+
+def run_flows(
+    plan: AnnotationPlan, work: Work, run_id: str, progress: Progress
+) -> Iterator[runtime.FlowResult]:
+    """Do the work on the connected cluster, and yield what each flow wrote and measured."""
     config = plan.config
-    propose_device = Device.of(
-        config.propose_gpus, config.propose_accelerator, config.propose_resources
-    )
-    classify_device = Device.of(
-        config.classify_gpus, config.classify_accelerator, config.classify_resources
+    devices = (
+        Device.of(config.propose_gpus, config.propose_accelerator, config.propose_resources),
+        Device.of(config.classify_gpus, config.classify_accelerator, config.classify_resources),
     )
     progress.say(f"prompting CLIP with {len(plan.vocabulary)} classes")
     texts = runtime.run_task(
@@ -47,56 +76,56 @@ def run_flows(plan: AnnotationPlan, work: Work, run_id: str, progress: Progress)
         plan.clip,
         plan.vocabulary,
         (plan.query_prompts, plan.region_prompts),
-        device=classify_device,
+        device=devices[1],
     )
     if config.keep_embeddings:
         write_texts(config.output, plan.fingerprints.label, texts)
-    fetch = FetchDecode(*plan.edges, source_settings(config))
-    cpus = actor_cpus(plan)
-    propose = runtime.Placement(
-        Propose(
-            config.proposer,
-            config.proposer_weights,
-            plan.proposer.divisor,
-            config.mask_precision,
-            config.proposer_modules,
-            plan.pruning,
-        ),
-        config.propose_batch, config.propose_actors, propose_device, cpus,
-    )  # fmt: skip
-    label = label_stage(plan, texts, run_id)
-    classify = runtime.Placement(
-        Classify(_embed(plan), label, config.keep_embeddings),
-        config.classify_batch, config.classify_actors, classify_device, cpus,
-    )  # fmt: skip
-    relabel = runtime.Placement(label, _RECALLED_AT_ONCE)
-    for units, intake, placements in (
-        (work.relabel, Recall(config.output), [relabel]),
-        (work.reclassify, ReuseProposals(config.output, fetch), [classify]),
-        (work.fetch, FetchImages(config.output, fetch), [propose, classify]),
-    ):
+    stages = Stages.of(plan, texts, run_id)
+    pools = Pools.at_start(config, devices)
+
+    def run(
+        units: Units, intake: runtime.Intake, placements: Sequence[runtime.Placement]
+    ) -> Iterator[runtime.FlowResult]:
         if units.images:
             names = [placement.stage.name for placement in placements]
             progress.start([intake.name, *names, "write"], units.images)
-            yield from runtime.run_flow(
-                runtime.Flow(units.table, intake, placements),
+            yield runtime.run_flow(
+                runtime.Flow(units.table, units.images, intake, placements),
                 config.output,
                 run_id,
                 rows_per_part(plan, units.images),
                 progress.update,
             )
 
+    relabel = runtime.Placement(stages.label, _RECALLED_AT_ONCE)
+    yield from run(work.relabel, Recall(config.output), [relabel])
+    reuse = ReuseProposals(config.output, stages.fetch)
+    yield from run(work.reclassify, reuse, _placements(plan, stages, pools)[1:])
+    fetch, left = FetchImages(config.output, stages.fetch), work.fetch
+    if (split := pools.probe_of(left)) is not None:
+        probe, left = split
+        for result in run(probe, fetch, _placements(plan, stages, pools)):
+            yield result
+            pools = pools.measured(result.meter) if result.meter else pools
+        sizes = f"{pools.propose} to propose, {pools.classify} to classify"
+        progress.say(f"pools, by what was measured: {sizes}")
+    yield from run(left, fetch, _placements(plan, stages, pools))
 
-def actor_cpus(plan: AnnotationPlan) -> int:
-    """Return the CPUs per actor: on one machine the pools share its cores, else each takes one."""
-    if plan.config.address != "local":
-        return 1
-    return max(1, cores() // actors(plan))
 
-
-def actors(plan: AnnotationPlan) -> int:
-    """Return how many actors the two pools have together."""
-    return plan.config.propose_actors + plan.config.classify_actors
+def _placements(plan: AnnotationPlan, stages: Stages, pools: Pools) -> list[runtime.Placement]:
+    config, (propose_device, classify_device) = plan.config, pools.devices
+    return [
+        runtime.Placement(
+            stages.propose, config.propose_batch, pools.propose, propose_device, pools.actor_cpus
+        ),
+        runtime.Placement(
+            stages.classify,
+            config.classify_batch,
+            pools.classify,
+            classify_device,
+            pools.actor_cpus,
+        ),
+    ]
 
 
 def rows_per_part(plan: AnnotationPlan, images: int) -> int:
@@ -110,8 +139,12 @@ def rows_per_part(plan: AnnotationPlan, images: int) -> int:
 def encode_vocabulary(
     source: ClipSource, vocabulary: Vocabulary, prompts: tuple[Prompts, Prompts]
 ) -> Texts:
+    """Load CLIP and return the text vectors of the prompts of both heads."""
+    return texts_of(Clip.load(source, pick_device()), vocabulary, prompts)
+
+
+def texts_of(clip: Clip, vocabulary: Vocabulary, prompts: tuple[Prompts, Prompts]) -> Texts:
     """Return the text vectors of the prompts of both heads."""
-    clip = Clip.load(source, pick_device())
     query, region = prompts
     query_KD = text_vectors(clip, vocabulary, query)
     same = region.identity == query.identity

@@ -13,8 +13,10 @@ from typing import Final
 
 import pyarrow as pa
 
-from jobs.annotation_flows import actor_cpus, actors, run_flows
+from jobs.annotation_done import add_parts, retried_codes, take_over
+from jobs.annotation_flows import run_flows
 from jobs.annotation_plan import AnnotationPlan
+from jobs.annotation_pools import held_cpus
 from jobs.progress import Progress
 from pipeline import dataset, runtime
 from pipeline.cores import cores
@@ -22,12 +24,14 @@ from pipeline.corrections import Corrections
 from pipeline.files import delete_files, list_files, write_bytes
 from pipeline.lock import DatasetLock, new_run_id
 from pipeline.parts import RUNS, forget_parts, merge_images, recorded_parts, write_part
-from pipeline.planner import RETRIED_CODES, Origin, Planner, Work
+from pipeline.plan_records import check_plan, read_plan
+from pipeline.planner import Planner, Work
 from pipeline.run_log import RunLog
 from pipeline.run_records import Recorder
 from pipeline.secrets import hide_all_secrets, hide_secrets
 from schemas.errors import LockedError, OutputError, SegmillError, SettingsError
-from schemas.manifest import Changes, Counts, DataFile, Manifest, Part
+from schemas.manifest import Changes, Counts, DataFile, Manifest
+from schemas.meter import RunMeter
 
 _RECORDED_PACKAGES: Final = (
     "segmill", "ray", "torch", "open_clip_torch", "transformers", "pyarrow",
@@ -50,6 +54,7 @@ class AnnotateResult:
     repeated: int  # uris given more than once
     seconds: float
     too_many_bad: bool
+    meter: RunMeter | None  # None: there was nothing to do
 
 
 @contextmanager
@@ -108,6 +113,7 @@ class AnnotationRun:
         self._recorder.version = newest
         self._recalls_only = recalls_only
         self._from_embeddings = 0
+        self._meter: RunMeter | None = None
 
     def result(self, inventory: Iterable[pa.Table], started: float) -> AnnotateResult:
         """Label what is left of the inventory (INVENTORY rows), begun at `started` (monotonic).
@@ -140,6 +146,7 @@ class AnnotationRun:
             repeated=repeated,
             seconds=time.monotonic() - started,
             too_many_bad=counts.quarantined > self._config.max_bad_fraction * counts.inventory,
+            meter=self._meter,
         )
 
     def _corrections(self) -> Corrections:
@@ -154,39 +161,18 @@ class AnnotationRun:
         ids = self._planner.uncorrected()
         if ids:
             rows = corrections.rows(ids, self._plan.vocabulary.names, self._run_id)
-            self._add([write_part(self._output, self._run_id, rows)], "own")
+            part = write_part(self._output, self._run_id, rows)
+            add_parts(self._planner, self._output, [part], "own", self._retried)
 
     def _take_over(self) -> None:
         """Tell the planner what is done: by runs that were cut short, and in the newest version."""
-        published = {file.path for file in self._base.images} if self._base else set()
-        parts = recorded_parts(self._output)
-        stale = [record for record, part in parts.items() if part.images.path in published]
+        stale = take_over(self._planner, self._output, self._base, self._retried)
         # Only now, before another version: what no record names is never deleted.
         delete_files(self._output, stale)
-        self._add([part for record, part in parts.items() if record not in stale], "adopted")
-        if self._base is not None:
-            self._planner.add_done(
-                self._output,
-                self._base.images,
-                self._base.embeddings,
-                "published",
-                retried=self._retried,
-            )
-
-    def _add(self, parts: Sequence[Part], origin: Origin) -> None:
-        self._planner.add_done(
-            self._output,
-            [part.images for part in parts],
-            [part.embeddings for part in parts if part.embeddings],
-            origin,
-            retried=self._retried,
-        )
 
     @property
     def _retried(self) -> tuple[str, ...] | None:
-        if self._recalls_only:
-            return ()
-        return None if self._config.retry_quarantined else RETRIED_CODES
+        return () if self._recalls_only else retried_codes(self._config)
 
     def _left(self) -> Work:
         work = self._planner.left(self._output, self._run_id)
@@ -208,14 +194,18 @@ class AnnotationRun:
         write_bytes(self._output, f"{RUNS}/{self._run_id}/config.json", resolved.encode())
         self._recorder.plan(self._planner.images, work.images)
         self._progress.say(f"{work.images} of {self._planner.images} images are to be done")
-        cpus = actors(self._plan) * actor_cpus(self._plan)
-        config = self._config
+        config, started = self._config, time.monotonic()
+        cpus = held_cpus(config)
+        results: list[runtime.FlowResult] = []
         with runtime.cluster(
             config.address, config.object_store_mb, cpus, ship_code=config.ship_code
         ):
             for _ in range(_MAX_PASSES):
-                parts = list(run_flows(self._plan, work, self._run_id, self._progress))
-                self._add(parts, "own")
+                done = list(run_flows(self._plan, work, self._run_id, self._progress))
+                parts = [part for result in done for part in result.parts]
+                add_parts(self._planner, self._output, parts, "own", self._retried)
+                results += done
+                self._measure(results, time.monotonic() - started)
                 work = self._left()
                 if not work.images:
                     return self._merged()
@@ -223,6 +213,22 @@ class AnnotationRun:
             f"{work.images} of {self._planner.images} images came out of no stage; nothing was "
             "published, and what was finished is kept"
         )
+
+    def _measure(self, results: Sequence[runtime.FlowResult], seconds: float) -> None:
+        parts = [part for result in results for part in result.parts]
+        self._meter = RunMeter(
+            images=sum(part.images.rows for part in parts),
+            seconds=seconds,
+            size_bytes=sum(part.size_bytes for part in parts),
+            flows=tuple(result.meter for result in results if result.meter),
+        )
+        check = check_plan(
+            read_plan(self._output),
+            self._meter,
+            self._plan.fingerprints.label,
+            self._config.keep_embeddings,
+        )
+        self._meter = self._recorder.meter = self._meter.model_copy(update={"plan": check})
 
     def _merged(self) -> list[DataFile]:
         outcome = self._planner.outcome(self._config.rows_per_file)

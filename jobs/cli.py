@@ -38,6 +38,10 @@ COMMANDS: Final[dict[str, _Command]] = {
         "everything, on synthetic scenes and the embedded models, with a report",
         "DemoConfig", "jobs.demo:demo", "annotation:show_demo",
     ),
+    "plan": _Command(
+        "predict what annotate would do, take and cost; look over the vocabulary",
+        "schemas.plan_config:PlanConfig", "jobs.plan:plan", "plan:show_plan", ("source",),
+    ),
     "annotate": _Command(
         "label a folder, bucket or list of images as a Parquet dataset",
         "AnnotateConfig", "jobs.annotate:annotate", "annotation:show_annotate", ("source",),

@@ -19,6 +19,7 @@ from pipeline.storage import describe
 from pipeline.synthetic import TEST_SEED, make_scene
 from schemas.config import AnnotateConfig, DemoConfig, EvaluateConfig, ReportConfig
 from schemas.errors import ModelError, OutputError
+from schemas.meter import RunMeter
 
 EMBEDDED_QUALITY: Final = EMBEDDED_VOCABULARY.with_name("quality.json")
 MARKER: Final = ".segmill-demo"
@@ -41,6 +42,7 @@ class DemoResult:
     unseen_miou: float
     hiou: float
     report: Path
+    meter: RunMeter | None
 
 
 def demo(config: DemoConfig, progress: Progress | None = None) -> DemoResult:
@@ -56,7 +58,7 @@ def demo(config: DemoConfig, progress: Progress | None = None) -> DemoResult:
     scenes, truth, labels = (config.output / name for name in ("scenes", "truth", "labels"))
     progress.say(f"drawing {config.images} scenes")
     write_scenes(scenes, truth, config.images, config.seed)
-    annotate(
+    annotated = annotate(
         AnnotateConfig(
             source=str(scenes),
             vocabulary=EMBEDDED_VOCABULARY,
@@ -84,6 +86,7 @@ def demo(config: DemoConfig, progress: Progress | None = None) -> DemoResult:
         unseen_miou=_figure(quality.headline.unseen_miou),
         hiou=_figure(quality.headline.hiou),
         report=page.output,
+        meter=annotated.meter,
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobs.annotate import annotate
-from jobs.annotation_flows import actor_cpus, actors
+from jobs.annotation_pools import held_cpus
 from jobs.evaluate import evaluate
 from jobs.progress import Progress, Silent
 from jobs.pseudo_label_set import PseudoSummary, made_pseudo_set, make_pseudo_set
@@ -65,7 +65,7 @@ def train_self_training(
             return steps.result(started)
         cpus = max(
             config.workers * config.cpus_per_worker,
-            actors(plan.annotation) * actor_cpus(plan.annotation),
+            held_cpus(plan.annotation.config),
         )
         with runtime.cluster(config.address, None, cpus):
             return steps.result(started)

@@ -1,11 +1,12 @@
 """What work needs of the machine that it lands on, and what the machines of a cluster offer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import ray
 
+from pipeline.pool_sizes import Offer
 from schemas.errors import SettingsError
 
 _ACCELERATOR: Final = "accelerator_type:"  # Ray's resource of machines with such a card
@@ -47,6 +48,42 @@ class Device:
         """What Ray calls it."""
         kind = {"accelerator_type": self.accelerator} if self.accelerator else {}
         return {"num_gpus": self.num_gpus, "resources": dict(self.resources), **kind}
+
+
+def offer(devices: Sequence[Device]) -> tuple[Offer, list[int | None]]:
+    """Return what the connected cluster has, or may add, in all; and how many of each device.
+
+    The latter is None for a device that any machine has room for.
+    """
+    config = ray._private.state.state.get_cluster_config()
+    groups = config.node_group_configs if config else []
+    added = [dict(group.resources) for group in groups for _ in range(max(0, group.max_count))]
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    # An autoscaler's machines are among those alive as soon as it has added them.
+    found = added if sum(map(_cpus, added)) > sum(map(_cpus, alive)) else alive
+    total = Offer(
+        sum(map(_cpus, found)), sum(one.get("GPU", 0.0) for one in found), len(found) == 1
+    )
+    return total, [_room(device, found) for device in devices]
+
+
+def _cpus(machine: Mapping[str, float]) -> float:
+    return machine.get("CPU", 0.0)
+
+
+def _room(device: Device, machines: Iterable[Mapping[str, float]]) -> int | None:
+    needs = dict(device.resources)
+    if device.accelerator:
+        # A kind of card says how many GPUs of it there are, not how many cards.
+        needs[f"{_ACCELERATOR}{device.accelerator}"] = _ANY_CARD
+    if not needs:
+        return None
+    fitting = [one for one in machines if all(one.get(name, 0) >= n for name, n in needs.items())]
+    if device.num_gpus:
+        needs["GPU"] = device.num_gpus
+    needs.pop(f"{_ACCELERATOR}{device.accelerator}", None)
+    needs = needs or {"CPU": 1.0}
+    return sum(min(int(one.get(name, 0) // n) for name, n in needs.items()) for one in fitting)
 
 
 def _offered() -> dict[str, float]:

@@ -23,7 +23,7 @@ from pipeline.files import in_parallel, write_bytes
 from pipeline.fingerprints import Fingerprints
 from pipeline.parts import RUNS, Share, read_columns
 from pipeline.scratch_database import scratch_database
-from schemas.annotation import LABELLED, MODEL
+from schemas.annotation import INVENTORY, LABELLED, MODEL, conform
 from schemas.manifest import DataFile, EmbeddingsFile, Encoding
 
 # Given up for now, not for good: the store did not answer. Done again by the next run.
@@ -53,6 +53,12 @@ create table recalled (image_id varchar, file integer, row_group integer, relabe
 
 # An inventory without an etag (a plain list of remote uris) cannot tell a changed image.
 _SAME_CONTENT: Final = "(i.etag is null or k.etag = i.etag)"
+
+# Neither done nor to be made from what is stored.
+_TO_FETCH: Final = """
+from inventory i where not exists (from winner w where w.image_id = i.image_id)
+and not exists (from recalled r where r.image_id = i.image_id)
+"""
 
 UNITS: Final = pa.schema(
     [
@@ -90,6 +96,16 @@ class Work:
     def recalled(self) -> int:
         """How many of them have stored proposals."""
         return self.reclassify.images + self.relabel.images
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What is left to do, as numbers of images, and some of those to fetch."""
+
+    fetch: int
+    reclassify: int
+    relabel: int
+    sample: pa.Table  # INVENTORY
 
 
 @dataclass
@@ -252,6 +268,34 @@ class Planner:
         Where embeddings are to be kept, an image that a model labelled and whose own are not stored
         is not done.
         """
+        self._compare()
+        return Work(
+            fetch=self._fetch_units(dataset, run_id),
+            reclassify=self._recall_units(relabels=False),
+            relabel=self._recall_units(relabels=True),
+        )
+
+    def preview(self, most: int) -> Preview:
+        """Return what `left` would, as numbers, and up to `most` images to try; write nothing.
+
+        The images are the same each time, and spread over the inventory.
+        """
+        self._compare()
+        fetch = self.images - self._number("select count(*) from winner")
+        fetch -= self._number("select count(*) from recalled")
+        table = self._database.sql(
+            f"select i.* {_TO_FETCH} order by hash(i.image_id) limit {most:d}"
+        ).to_arrow_table()
+        ids = table["image_id"].to_pylist()
+        signatures = pa.array([self._signatures.get(image_id) for image_id in ids], pa.string())
+        return Preview(
+            fetch=fetch,
+            reclassify=self._number("select count(*) from recalled where not relabels"),
+            relabel=self._number("select count(*) from recalled where relabels"),
+            sample=conform(table.append_column("signature", signatures), INVENTORY),
+        )
+
+    def _compare(self) -> None:
         self._choose()
         self._database.execute(
             "create or replace table recalled as "
@@ -261,11 +305,6 @@ class Planner:
             # Pixels that are fetched again must be those of the stored proposals.
             f"where (k.relabels and {_SAME_CONTENT} or k.reclassifies and k.etag = i.etag) "
             "and not exists (from winner w where w.image_id = i.image_id) group by i.image_id"
-        )
-        return Work(
-            fetch=self._fetch_units(dataset, run_id),
-            reclassify=self._recall_units(relabels=False),
-            relabel=self._recall_units(relabels=True),
         )
 
     def _choose(self) -> None:
@@ -287,9 +326,7 @@ class Planner:
         least, most = _ROWS_PER_UNIT
         unit_rows = min(most, max(least, images // _UNITS))
         reader = self._database.sql(
-            "select i.image_id, i.uri, i.etag, i.size_bytes from inventory i "
-            "where not exists (from winner w where w.image_id = i.image_id) "
-            "and not exists (from recalled r where r.image_id = i.image_id) order by i.uri"
+            f"select i.image_id, i.uri, i.etag, i.size_bytes {_TO_FETCH} order by i.uri"
         ).to_arrow_reader(_ROWS_PER_TODO_FILE)
         units = []
         for number, table in enumerate(_tables_of(reader, _ROWS_PER_TODO_FILE)):

@@ -14,6 +14,7 @@ from pipeline.run_log import tell
 from pipeline.secrets import hide_secrets
 from pipeline.storage import describe
 from schemas.errors import SegmillError
+from schemas.meter import RunMeter
 from schemas.runs import Outcome, RunEnd, RunStart
 
 _START: Final = "start.json"
@@ -42,6 +43,7 @@ class Recorder:
         self._started = datetime.now(UTC)
         self._outcome: Outcome = "failed"
         self.version = 0  # the newest one that the run knows of
+        self.meter: RunMeter | None = None
 
     def __enter__(self) -> Self:
         tell("the run has the dataset", dataset=self._dataset)
@@ -72,6 +74,7 @@ class Recorder:
             outcome=self._outcome,
             version=self.version,
             error=_line(error),
+            meter=self.meter,
         )
         tell("the run has ended", **end.model_dump(mode="json", exclude={"run_id"}))
         try:
@@ -98,6 +101,11 @@ def newest_runs(dataset: str, most: int) -> list[RunRecord]:
     # An id begins with the UTC time of its run's start.
     ids = sorted(kept, reverse=True)[:most]
     return in_parallel(lambda run_id: _read(dataset, run_id, kept[run_id]), ids)
+
+
+def read_end(dataset: str, run_id: str) -> RunEnd | None:
+    """Return how a run ended; None where it left no record of that."""
+    return _record(dataset, run_id, _END, RunEnd)
 
 
 def _read(dataset: str, run_id: str, names: set[str]) -> RunRecord:

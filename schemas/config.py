@@ -6,7 +6,7 @@ or an instance role, so that a resolved config can be written beside the data.
 """
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,6 +16,9 @@ IMAGE_EXTENSIONS = (
     "avif", "bmp", "gif", "j2k", "jp2", "jpeg", "jpf", "jpg", "jpx", "mpo", "pgm", "png", "pnm",
     "ppm", "qoi", "tga", "tif", "tiff", "webp",
 )  # fmt: skip
+
+
+PoolSize = Annotated[int, Field(ge=1)] | Literal["auto"]
 
 
 class Config(BaseModel):
@@ -207,8 +210,14 @@ class ExecutionSettings(Config):
     """Where and how wide the pipeline runs."""
 
     address: str = Field("local", description="Ray cluster to join, or `local` for this machine")
-    propose_actors: int = Field(1, ge=1, description="size of the mask proposal pool")
-    classify_actors: int = Field(1, ge=1, description="size of the CLIP classification pool")
+    propose_actors: PoolSize = Field(
+        1,
+        description="size of the mask proposal pool, or `auto`: by the service times that the run "
+        "measures on its first images, within what the cluster has",
+    )
+    classify_actors: PoolSize = Field(
+        1, description="size of the CLIP classification pool, or `auto`"
+    )
     propose_gpus: float | None = Field(
         None, ge=0, description="GPUs per proposal actor; if absent, 1 where the cluster has GPUs"
     )

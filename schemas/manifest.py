@@ -51,6 +51,11 @@ class Part(_Record):
     images: DataFile
     embeddings: EmbeddingsFile | None = None
 
+    @property
+    def size_bytes(self) -> int:
+        """Size of its data files."""
+        return self.images.size_bytes + (self.embeddings.size_bytes if self.embeddings else 0)
+
 
 class Counts(_Record):
     """Where every image of the inventory ended; labelled + quarantined = inventory."""

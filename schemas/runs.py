@@ -9,6 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from schemas.meter import RunMeter
+
 Outcome = Literal["published", "unchanged", "failed", "interrupted"]
 
 
@@ -35,3 +37,4 @@ class RunEnd(_Record):
     outcome: Outcome
     version: int  # the newest one, as the run left it; 0 when there is none
     error: str | None = None  # one line, without secrets
+    meter: RunMeter | None = None  # of a run that did images

@@ -17,11 +17,13 @@ from pipeline.dataset import publish, read_manifest
 from pipeline.overview import mean_margins
 from pipeline.palette import PATTERNS, class_colours, hexadecimal, pattern_lines
 from pipeline.parts import read_columns, write_images
+from pipeline.run_records import Recorder
 from pipeline.segments import encode_segments
 from schemas.annotation import ANNOTATED, LABELLED, QUARANTINED, image_id, table_from_rows
 from schemas.config import ReportConfig
 from schemas.errors import SettingsError
 from schemas.manifest import Changes, Counts, Manifest
+from schemas.meter import FlowMeter, RunMeter, StageMeter
 from schemas.vocabulary import Vocabulary, VocabularyClass
 from tests.helpers import draw_classes
 
@@ -345,6 +347,26 @@ def test_throughput_is_told_from_the_runs_start_to_its_publication(tmp_path, sma
     assert "by hand" not in page.text
     _, page = page_of(tmp_path, small)
     assert "3 by hand 2 1 1 3 \N{EN DASH} \N{EN DASH}" in page.text
+
+
+def test_throughput_shows_what_the_run_measured(tmp_path, small):
+    decode, classify = (
+        StageMeter(
+            name=name, pool=pool, workers=workers, worker_s=10.0 * workers, images=2,
+            size_bytes=1_500_000, busy_s=busy_s, cpu_s=busy_s,
+        )
+        for name, pool, workers, busy_s in (("decode", "tasks", 2, 1.0), ("classify", "b", 1, 8.0))
+    )  # fmt: skip
+    flow = FlowMeter(
+        images=2, seconds=10.0, start_up_s=3.0, cores=4, stages=(decode, classify)
+    )  # fmt: skip
+    manifest = read_manifest(small)
+    with Recorder(small, manifest.run_id) as recorder:
+        recorder.meter = RunMeter(images=2, seconds=13.0, size_bytes=9, flows=(flow,))
+    _, page = page_of(tmp_path, small)
+    assert "Meter of version 1" in page.text
+    assert "0.20 of at most 0.25 images/s (80.0%); classify binds; start-up 3 s" in page.text
+    assert "decode 2 500.0 500.0 2 5.0% 1.5 classify 2 4000.0 4000.0 1 80.0% 1.5" in page.text
 
 
 def test_a_page_has_no_more_images_than_it_has_room_for(tmp_path, small):

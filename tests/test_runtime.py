@@ -25,6 +25,7 @@ class Names:
     """Units -> rows named by the unit's image_ids."""
 
     name: ClassVar[str] = "decode"
+    steps: ClassVar[tuple[str, ...]] = ("decode",)
     schema: ClassVar[pa.Schema] = DECODED
 
     def __call__(self, unit: dict[str, Any], /) -> Iterator[pa.Table]:
@@ -43,6 +44,11 @@ class Mark:
     schema: ClassVar[pa.Schema] = ANNOTATED
 
     log: str
+    without_model: bool = False
+
+    def warm_up(self) -> None:
+        if self.without_model:
+            raise ModelError("the model does not load")
 
     def __call__(self, images: pa.Table, /) -> pa.Table:
         rows = images.to_pylist()
@@ -84,11 +90,19 @@ def run(tmp_path: Path, units: list[list[str]], rows_per_part: int = 4, actors: 
         [{"path": "", "row_group": 0, "image_ids": names} for names in units]
     )
     stage = runtime.Placement(Mark(str(tmp_path / "log")), batch_size=4, actors=actors)
-    flow = runtime.Flow(table, Names(), [stage])
+    flow = runtime.Flow(table, sum(map(len, units)), Names(), [stage])
     seen: list[dict[str, int]] = []
-    parts = runtime.run_flow(
+    result = runtime.run_flow(
         flow, dataset, "run", rows_per_part, lambda done: seen.append(dict(done))
     )
+    parts, meter = result.parts, result.meter
+    assert meter is not None and meter.seconds > 0 and meter.start_up_s > 0
+    assert [stage.name for stage in meter.stages] == ["decode", "mark", "write"]
+    assert [stage.pool for stage in meter.stages] == ["tasks", "mark", "tasks"]
+    assert meter.images == meter.stages[-1].images == sum(map(len, units))
+    assert meter.stages[1].workers == actors and meter.stages[1].busy_s > 0
+    assert meter.stages[-1].size_bytes == sum(part.size_bytes for part in parts)
+    assert meter.ceiling > 0 and meter.binds is not None
     assert sorted(parts, key=str) == sorted(recorded_parts(dataset).values(), key=str)
     total = sum(map(len, units))
     assert sum(part.images.rows for part in parts) == total
@@ -134,6 +148,15 @@ def test_our_own_error_comes_out_of_a_worker_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         run(tmp_path, [["a", "model"]])
     assert str(caught.value) == "there is no model"
+
+
+def test_a_model_that_does_not_load_is_no_fault_of_an_image(tmp_path: Path) -> None:
+    stage = runtime.Placement(Mark(str(tmp_path / "log"), without_model=True), 4, actors=1)
+    table = pa.Table.from_pylist([{"path": "", "row_group": 0, "image_ids": ["a"]}])
+    flow = runtime.Flow(table, 1, Names(), [stage])
+    with pytest.raises(ModelError, match="the model does not load"):
+        runtime.run_flow(flow, str(tmp_path / "labels"), "run", 4, lambda done: None)
+    assert not recorded_parts(str(tmp_path / "labels"))
 
 
 def test_any_other_error_is_one_line_without_secrets(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from jobs.show.meter import meter_values, show_meter
 from jobs.show.printing import print_json, rounded
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def show_annotate(result: "AnnotateResult", console: Console) -> int:
         console.print(f"{result.repeated} repeated entries of the list were taken once")
     rate = changes.done / result.seconds
     console.print(f"{result.seconds:.1f} s, {rate:.2f} images/s with start-up", highlight=False)
+    if result.meter is not None:
+        show_meter(result.meter, console)
     if result.too_many_bad:
         console.print("too many images were quarantined (see --max-bad-fraction)", style="red")
     print_json(
@@ -60,6 +63,7 @@ def show_annotate(result: "AnnotateResult", console: Console) -> int:
             "labelled": counts.labelled,
             "quarantined": counts.quarantined,
             "seconds": round(result.seconds, 2),
+            "meter": meter_values(result.meter) if result.meter else None,
         }
     )
     return int(result.too_many_bad)
@@ -85,6 +89,8 @@ def show_report(result: "ReportResult", console: Console) -> int:
 
 def show_demo(result: "DemoResult", console: Console) -> int:
     """Print the figures of the demo."""
+    if result.meter is not None:
+        show_meter(result.meter, console)
     console.print(
         f"seen mIoU {result.seen_miou:.3f}, unseen mIoU {result.unseen_miou:.3f}, "
         f"hIoU {result.hiou:.3f}; open {result.report} in a browser",

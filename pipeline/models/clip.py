@@ -31,6 +31,9 @@ PRECISIONS: Final[Mapping[str, torch.dtype]] = {
 
 _PROMPTS_PER_PASS: Final = 256
 _REASON_CHARS: Final = 300
+_MOST_TEMPLATES: Final = (
+    8  # looked at apart: if these do not separate two names, eighty hardly will
+)
 _WEIGHT_SUFFIXES: Final = (".safetensors", *TORCH_SUFFIXES)
 
 
@@ -179,6 +182,16 @@ def text_vectors(clip: "Clip", vocabulary: Vocabulary, prompts: Prompts) -> NDAr
     return text_classifier(
         lambda names: clip.encode_names(names, learned), vocabulary, prompts.templates
     )
+
+
+def template_vectors(clip: "Clip", vocabulary: Vocabulary, prompts: Prompts) -> NDArray[np.float32]:
+    """Return unit vectors (T, K, D) of the names alone, in some templates apart or as learned."""
+    learned, names = prompts.learned, vocabulary.names
+    if learned is not None:
+        return clip.encode_names(names, learned)[None]
+    templates = prompts.templates[:: -(-len(prompts.templates) // _MOST_TEMPLATES)]
+    texts = [template.replace("{}", name) for template in templates for name in names]
+    return clip.encode_text(texts).reshape(len(templates), len(names), -1)
 
 
 class Clip:

@@ -16,3 +16,8 @@ def send(values: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     if torch.device(device).type == "cuda":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
+
+
+def num_gpus() -> int:
+    """Return how many GPUs this process sees."""
+    return torch.cuda.device_count()

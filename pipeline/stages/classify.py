@@ -27,6 +27,11 @@ class Classify:
         """Columns of the result."""
         return ANNOTATED_AND_EMBEDDED if self.keep_embeddings else ANNOTATED
 
+    def warm_up(self) -> None:
+        """Load CLIP, where it is asked."""
+        self.embed.warm_up()
+        self.label.warm_up()
+
     def __call__(self, images: pa.Table, /) -> pa.Table:
         """Return the annotated rows."""
         embedded = self.embed(images)

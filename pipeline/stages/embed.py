@@ -42,6 +42,11 @@ class Embed:
         clip = Clip.load(self.clip, pick_device())
         return find_classifier(self.classifier).load(clip, self.regions, self.crop_batch)
 
+    def warm_up(self) -> None:
+        """Load CLIP, where it is asked."""
+        if self.asks_clip:
+            _ = self.embedder
+
     def __call__(self, images: pa.Table, /) -> pa.Table:
         """Return the embedded rows; images share CLIP's batches."""
         rows = isolate_live(self._embed, images.to_pylist(), self.name)

@@ -10,12 +10,15 @@ import pyarrow as pa
 from pipeline.decode import BadImage, DecodeSettings
 from pipeline.decoder_process import decoder_of_this_process
 from pipeline.fetching import FetchSettings, Request, fetch, in_groups, is_transient
+from pipeline.meter import timed
 from pipeline.stages.rows import Row, quarantine
 from pipeline.storage import describe
 from pipeline.web import WEB_SCHEMES, RefusedError, WebAccess
 from schemas.annotation import DECODED, LABELLED, table_from_rows
 from schemas.config import SourceSettings
 from schemas.errors import StoreUnavailableError
+
+FETCH: Final = "fetch"  # the step; the rest of the stage is decoding
 
 # What a store raised -> code of the quarantined row.
 _FETCH_CODES: Final = {
@@ -69,9 +72,12 @@ class FetchDecode:
         failed = []
         # Decoded group by group: the bytes of a whole batch need not fit into memory.
         for group in in_groups([request for _, request in accepted]):
-            for data, index in zip(
-                fetch(group, fetch_settings(self.source)), indices, strict=False
-            ):
+            with timed(FETCH) as section:
+                found = fetch(group, fetch_settings(self.source))
+                section.count(
+                    len(group), sum(len(data) for data in found if isinstance(data, bytes))
+                )
+            for data, index in zip(found, indices, strict=False):
                 decoded[index] = self._decode(decoded[index], data)
                 if is_transient(data):
                     failed.append(decoded[index])
@@ -102,7 +108,8 @@ class FetchDecode:
             return self._too_many_bytes(row, len(data))
         row["bytes_sha256"] = hashlib.sha256(data).hexdigest()
         try:
-            picture = decoder_of_this_process(self._decode_settings)(data)
+            with timed(self.name, in_child=True):
+                picture = decoder_of_this_process(self._decode_settings)(data)
         except BadImage as error:
             return quarantine(row, "decode", error.code, str(error))
         height, width, _ = picture.pixels_HW3.shape

@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.meter import timed
 from pipeline.parts import read_row_group
-from pipeline.stages.fetch import FetchDecode
+from pipeline.stages.fetch import FETCH, FetchDecode
 from pipeline.stages.rows import is_quarantined
 from schemas.annotation import (
     DECODED,
@@ -33,6 +34,7 @@ class FetchImages:
     """Units of INVENTORY rows -> DECODED."""
 
     name: ClassVar[str] = "decode"
+    steps: ClassVar[tuple[str, ...]] = (FETCH, "decode")
     schema: ClassVar[pa.Schema] = DECODED
 
     dataset: str
@@ -40,7 +42,8 @@ class FetchImages:
 
     def __call__(self, unit: dict[str, Any], /) -> Iterator[pa.Table]:
         """Yield the decoded images of a unit."""
-        listed = _rows_of(self.dataset, unit)
+        with timed(FETCH):
+            listed = _rows_of(self.dataset, unit)
         signatures = unit["signatures"] or [None] * len(listed)
         listed = listed.append_column("signature", pa.array(signatures, pa.string()))
         for images in _slices(listed.select(INVENTORY.names)):
@@ -52,6 +55,7 @@ class ReuseProposals:
     """Units of EMBEDDINGS rows -> PROPOSED: pixels are fetched again, proposals are not made."""
 
     name: ClassVar[str] = "decode"
+    steps: ClassVar[tuple[str, ...]] = (FETCH, "decode")
     schema: ClassVar[pa.Schema] = PROPOSED
 
     dataset: str
@@ -59,7 +63,9 @@ class ReuseProposals:
 
     def __call__(self, unit: dict[str, Any], /) -> Iterator[pa.Table]:
         """Yield the images of a unit with their stored proposals."""
-        for stored in _slices(_rows_of(self.dataset, unit)):
+        with timed(FETCH):
+            kept = _rows_of(self.dataset, unit)
+        for stored in _slices(kept):
             images = stored.select(["image_id", "uri", "etag"]).to_pylist()
             decoded = self.fetch(table_from_rows(images, INVENTORY)).to_pylist()
             proposals = stored.select([field.name for field in PROPOSALS]).to_pylist()
@@ -75,6 +81,7 @@ class Recall:
     """Units of EMBEDDINGS rows -> EMBEDDED: no image is read."""
 
     name: ClassVar[str] = "recall"
+    steps: ClassVar[tuple[str, ...]] = ("recall",)
     schema: ClassVar[pa.Schema] = EMBEDDED
 
     dataset: str

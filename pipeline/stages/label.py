@@ -61,6 +61,10 @@ class Label:
     fingerprints: Fingerprints
     run_id: str
 
+    def warm_up(self) -> None:
+        """List the oracle's truths, where it is asked."""
+        _ = self.truths
+
     def __call__(self, images: pa.Table, /) -> pa.Table:
         """Return the annotated rows."""
         rows = isolate_live(self._label_all, images.to_pylist(), self.name)

@@ -41,6 +41,10 @@ class Propose:
         """The proposer, loaded at first use."""
         return find_proposer(self.proposer, self.modules).load(self.weights, pick_device())
 
+    def warm_up(self) -> None:
+        """Load the model."""
+        _ = self.model
+
     def __call__(self, images: pa.Table, /) -> pa.Table:
         """Return the proposals; images of one padded size share a forward pass."""
         rows = images.to_pylist()

@@ -34,6 +34,9 @@ class QuickPropose:
     name: ClassVar[str] = "propose"
     schema: ClassVar[pa.Schema] = PROPOSED
 
+    def warm_up(self) -> None:
+        pass
+
     def __call__(self, images: pa.Table, /) -> pa.Table:
         return table_from_rows([self._propose(row) for row in images.to_pylist()], PROPOSED)
 
@@ -61,6 +64,9 @@ class QuickClassify:
     names: tuple[str, ...]
     fingerprints: Fingerprints
     run_id: str
+
+    def warm_up(self) -> None:
+        pass
 
     def __call__(self, images: pa.Table, /) -> pa.Table:
         return table_from_rows([self._classify(row) for row in images.to_pylist()], ANNOTATED)

@@ -1,0 +1,96 @@
+"""How many actors the two pools of a run have: as given, or `auto`, by what a probe measures."""
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from pipeline import machines
+from pipeline.cores import cores
+from pipeline.machines import Device
+from pipeline.models.device import num_gpus
+from pipeline.planner import Units
+from pipeline.pool_sizes import Pool, pool_sizes
+from schemas.config import ExecutionSettings
+from schemas.meter import FlowMeter
+
+POOLS: Final = ("propose", "classify")
+# Enough for service times that hold; a run of fewer than so many probes is over sooner without.
+_PROBE_IMAGES_PER_ACTOR: Final = 64
+_PROBES_IN_A_RUN: Final = 16
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Sizes of the pools, and what one actor of each takes."""
+
+    propose: int
+    classify: int
+    devices: tuple[Device, Device]  # of POOLS
+    actor_cpus: int
+    fixed: tuple[int | None, int | None]  # as given; None: to be chosen
+
+    @classmethod
+    def at_start(cls, config: ExecutionSettings, devices: tuple[Device, Device]) -> "Pools":
+        """Return what was given; what is to be chosen takes equal shares of the cluster."""
+        given = (config.propose_actors, config.classify_actors)
+        fixed = tuple(None if size == "auto" else size for size in given)
+        unsized = cls(1, 1, devices, actor_cpus(config), (fixed[0], fixed[1]))
+        return unsized._sized(1.0, 1.0, 1.0)
+
+    def measured(self, meter: FlowMeter) -> "Pools":
+        """Return the sizes that the service times of a probe make fastest."""
+        services = {stage.name: stage.service_s for stage in meter.stages}
+        tasks_s = sum(stage.service_s for stage in meter.stages if stage.pool not in POOLS)
+        return self._sized(services.get("propose", 0.0), services.get("classify", 0.0), tasks_s)
+
+    def probe_of(self, units: Units) -> tuple[Units, Units] | None:
+        """Return units to measure with, spread evenly, and the others; None: not worth it."""
+        images = _PROBE_IMAGES_PER_ACTOR * (self.propose + self.classify)
+        if None not in self.fixed or units.images < _PROBES_IN_A_RUN * images:
+            return None
+        step = max(2, units.images // images)
+        probed = [index for index in range(len(units.table)) if index % step == 0]
+        others = [index for index in range(len(units.table)) if index % step]
+        # Units are of one size, but for the last of each file.
+        share = round(units.images * len(probed) / len(units.table))
+        return (
+            Units(units.table.take(probed), share),
+            Units(units.table.take(others), units.images - share),
+        )
+
+    def _sized(self, propose_s: float, classify_s: float, tasks_s: float) -> "Pools":
+        propose, classify = self.fixed
+        if propose is not None and classify is not None:
+            return replace(self, propose=propose, classify=classify)
+        offer, rooms = machines.offer(self.devices)
+        pools = {
+            name: Pool(service_s, self.actor_cpus, device.num_gpus, room, fixed)
+            for name, service_s, device, room, fixed in zip(
+                POOLS, (propose_s, classify_s), self.devices, rooms, self.fixed, strict=True
+            )
+        }
+        if not offer.gpus and not any(room is not None for room in rooms) and offer.is_one_machine:
+            # Its cores are shared anyway: a second model would only take memory.
+            sizes = {name: pool.fixed or 1 for name, pool in pools.items()}
+        else:
+            sizes = pool_sizes(pools, tasks_s, offer)
+        return replace(self, propose=sizes["propose"], classify=sizes["classify"])
+
+
+def actor_cpus(config: ExecutionSettings) -> int:
+    """Return the CPUs per actor: on one machine the pools share its cores, else each takes one."""
+    if config.address != "local":
+        return 1
+    return max(1, cores() // _actors_here(config))
+
+
+def held_cpus(config: ExecutionSettings) -> int:
+    """Return the CPUs that a local Ray must have for the actors of both pools."""
+    return _actors_here(config) * actor_cpus(config)
+
+
+def _actors_here(config: ExecutionSettings) -> int:
+    given = (config.propose_actors, config.classify_actors)
+    fixed = [size for size in given if size != "auto"]
+    # One a GPU, if they are to be chosen: that is the most that there will be.
+    chosen = max(2 - len(fixed), num_gpus() - sum(fixed)) if len(fixed) < 2 else 0
+    return sum(fixed) + chosen

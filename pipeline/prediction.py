@@ -1,0 +1,122 @@
+"""What measured service times say of a run on given machines: sizes of pools, time, hours, cost."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from pipeline.meter import Spent
+from pipeline.pool_sizes import Offer, Pool, pool_sizes
+from schemas.meter import FlowMeter, StageMeter
+
+TASKS: Final = "tasks"
+# Ray's own start, its actors, and the first row: 11 to 17 s where it was measured.
+_START_S: Final = 14.0
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What a run is planned for; prices are per hour of one."""
+
+    cpus: int
+    gpus: int
+    actor_cpus: int
+    is_one_machine: bool
+    cpu_hour_price: float
+    gpu_hour_price: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A run over `images`; hours are of all CPUs and GPUs from its start to its end."""
+
+    images: int
+    flow: FlowMeter  # of the images measured, with the workers planned
+    sizes: Mapping[str, int]  # actors by pool
+    start_up_s: float
+    seconds: float
+    cpu_hours: float
+    gpu_hours: float
+    cost: float
+
+    @property
+    def seconds_per_image(self) -> float:
+        """Once the pools are warm, if what binds is always busy."""
+        return 1 / self.flow.ceiling if self.flow.ceiling else 0.0
+
+
+def predict(
+    images: int,
+    spent: Mapping[str, Spent],
+    warm_up_s: float,
+    machines: Machines,
+    pools: Mapping[str, Pool],
+) -> Prediction:
+    """Predict a run over `images` from what the steps of a probe took, in their order.
+
+    `pools` says of each pool but the tasks' what a worker takes and whether its size is given; its
+    service time is filled in here. Work on a CPU that had all cores in the probe is slower in an
+    actor that has some of them.
+    """
+    busy_s = {step: _in_actor(what, pools.get(step), machines) for step, what in spent.items()}
+    services = {step: _per_image(busy_s[step], what) for step, what in spent.items()}
+    sized = {
+        name: Pool(services.get(name, 0.0), pool.cpus, pool.gpus, pool.most, pool.fixed)
+        for name, pool in pools.items()
+    }
+    tasks_s = sum(seconds for step, seconds in services.items() if step not in pools)
+    offer = Offer(machines.cpus, machines.gpus, machines.is_one_machine)
+    if machines.is_one_machine and not machines.gpus:
+        # Its cores are shared anyway: a second model would only take memory.
+        sizes = {name: pool.fixed or 1 for name, pool in sized.items()}
+        task_workers = machines.cpus
+    else:
+        sizes = pool_sizes(sized, tasks_s, offer)
+        held = sum(sizes[name] * pool.cpus for name, pool in sized.items())
+        task_workers = max(1, int(machines.cpus - held))
+    flow = FlowMeter(
+        images=max((what.images for what in spent.values()), default=0),
+        seconds=sum(what.busy_s for what in spent.values()),
+        start_up_s=warm_up_s,
+        cores=machines.cpus,
+        stages=tuple(
+            _stage(step, what, busy_s[step], sizes.get(step, task_workers), step in pools)
+            for step, what in spent.items()
+        ),
+    )
+    start_up_s = _START_S + warm_up_s
+    seconds = start_up_s + (images / flow.ceiling if flow.ceiling else 0.0)
+    cpu_hours, gpu_hours = (count * seconds / 3600 for count in (machines.cpus, machines.gpus))
+    return Prediction(
+        images=images,
+        flow=flow,
+        sizes=sizes,
+        start_up_s=start_up_s,
+        seconds=seconds,
+        cpu_hours=cpu_hours,
+        gpu_hours=gpu_hours,
+        cost=cpu_hours * machines.cpu_hour_price + gpu_hours * machines.gpu_hour_price,
+    )
+
+
+def _in_actor(spent: Spent, pool: Pool | None, machines: Machines) -> float:
+    on_gpu = pool is not None and pool.gpus > 0
+    if pool is None or on_gpu:
+        return spent.busy_s
+    return max(spent.busy_s, spent.cpu_s / machines.actor_cpus)
+
+
+def _per_image(seconds: float, spent: Spent) -> float:
+    return seconds / spent.images if spent.images else 0.0
+
+
+def _stage(step: str, spent: Spent, busy_s: float, workers: int, is_pool: bool) -> StageMeter:
+    return StageMeter(
+        name=step,
+        pool=step if is_pool else TASKS,
+        workers=workers,
+        worker_s=0.0,
+        images=spent.images,
+        size_bytes=spent.size_bytes,
+        busy_s=busy_s,
+        cpu_s=spent.cpu_s,
+    )

@@ -1,0 +1,134 @@
+"""The board: an actor to which all workers of a flow report, and what they report with."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import ray
+
+from pipeline.meter import Spent, add_to
+from pipeline.runtime.errors import told
+from pipeline.runtime.metrics import FlowMetrics
+from schemas.errors import SegmillError
+from schemas.meter import FlowMeter, StageMeter
+
+TASKS: Final = "tasks"  # the pool of everything that is no actor: free CPUs
+WRITE: Final = "write"
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who works on a flow: the steps in their order with their pools, and the pools' sizes."""
+
+    run_id: str
+    images: int
+    pool_of: Mapping[str, str]
+    workers: Mapping[str, int]  # by pool
+    cores: int  # of the machines, which all pools share
+
+
+class Board:
+    """Actor that adds up what has left each stage and what it took, and knows what is at work."""
+
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
+        self._spent: dict[str, Spent] = {}
+        self._started = time.monotonic()
+        self._began: float | None = None  # the first intake
+        self._last: float | None = None  # the newest report
+        self._ready: dict[str, list[float]] = {}  # when each actor of a pool was
+        self._at_work: dict[str, int] = {}
+        self._error: SegmillError | None = None
+        self._metrics = FlowMetrics(crew.run_id)
+        workers = {step: crew.workers[pool] for step, pool in crew.pool_of.items()}
+        self._metrics.plan(workers, crew.images)
+
+    def report(self, error: SegmillError) -> None:
+        """Keep the first error."""
+        self._error = self._error or error
+
+    def reported(self) -> SegmillError | None:
+        """Return the first error."""
+        return self._error
+
+    def warm(self, pool: str, seconds: float) -> None:
+        """Take note of an actor that has loaded its model."""
+        self._ready.setdefault(pool, []).append(time.monotonic())
+        self._metrics.warm(pool, seconds)
+
+    def add(self, spent: Mapping[str, Spent], quarantined: int = 0) -> None:
+        """Take what one call of a stage did and took, by step."""
+        now = time.monotonic()
+        took_s = sum(what.busy_s for what in spent.values())
+        self._began = now - took_s if self._began is None else self._began
+        self._last = now
+        add_to(self._spent, spent)
+        self._metrics.add(spent, quarantined)
+
+    def read(self) -> dict[str, int]:
+        """Return how many images have left each stage."""
+        return {step: spent.images for step, spent in self._spent.items()}
+
+    def meter(self) -> FlowMeter | None:
+        """Return what was measured; None where nothing was written."""
+        if self._began is None or self._last is None or WRITE not in self._spent:
+            return None
+        # The first images may be fetched while models load; those do not wait for anybody.
+        start = max([self._began, *(min(times) for times in self._ready.values())])
+        return FlowMeter(
+            images=self._spent[WRITE].images,
+            seconds=self._last - start,
+            start_up_s=start - self._started,
+            cores=self._crew.cores,
+            stages=tuple(
+                self._stage(step, pool, self._last)
+                for step, pool in self._crew.pool_of.items()
+                if step in self._spent
+            ),
+        )
+
+    def _stage(self, step: str, pool: str, end: float) -> StageMeter:
+        spent, workers = self._spent[step], self._crew.workers[pool]
+        # An actor that took the place of a dead one is no further worker.
+        starts = self._ready.get(pool, [])[:workers] or [self._began or end] * workers
+        return StageMeter(
+            name=step,
+            pool=pool,
+            workers=workers,
+            worker_s=sum(end - start for start in starts),
+            images=spent.images,
+            size_bytes=spent.size_bytes,
+            busy_s=spent.busy_s,
+            cpu_s=spent.cpu_s,
+        )
+
+    def begin(self, key: str) -> int:
+        """Take note of a batch; return how often it was begun before and not ended."""
+        before = self._at_work.get(key, 0)
+        self._at_work[key] = before + 1
+        return before
+
+    def end(self, key: str) -> None:
+        """Forget a batch."""
+        self._at_work.pop(key, None)
+
+
+@contextmanager
+def reporting(board: Any) -> Iterator[None]:
+    """Tell the board what fails inside: on its way to the driver Ray Data loses the error."""
+    try:
+        yield
+    except Exception as error:
+        with suppress(ray.exceptions.RayError):
+            ray.get(board.report.remote(told(error)), timeout=10)
+        raise
+
+
+def reported_error(board: Any) -> SegmillError | None:
+    """Return the first error that a worker reported."""
+    with suppress(ray.exceptions.RayError):
+        error: SegmillError | None = ray.get(board.reported.remote(), timeout=10)
+        return error
+    return None

@@ -1,0 +1,131 @@
+"""Starting Ray on this machine, or joining a cluster, and leaving only what was started."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+from ray._private.authentication.authentication_token_setup import (
+    maybe_enable_token_auth_if_token_available,
+)
+
+from pipeline.cores import cores
+from schemas.errors import SettingsError
+
+_POLL_S: Final = 0.5
+_CODE: Final = Path(__file__).resolve().parents[2]
+_PACKAGES: Final = ("schemas", "pipeline", "jobs")
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def cluster(
+    address: str, object_store_mb: int | None, actor_cpus: int, *, ship_code: bool = False
+) -> Iterator[None]:
+    """Connect to a Ray cluster, or start one on this machine, and leave only what was started.
+
+    A process that is connected already (a driver inside a Ray job, a test session) stays so. The
+    token of a cluster is found the way Ray finds it: RAY_AUTH_TOKEN, a file that
+    RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token. With `ship_code` workers get the code of this
+    process. Raises SettingsError when the address does not answer, or refuses the token.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"address": address}
+    # Ray's own lines would run between our progress; SEGMILL_LOG_LEVEL brings them back.
+    level = logging.getLogger().getEffectiveLevel()
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "info" if level <= logging.INFO else "fatal")
+    if address == "local":
+        # Pool actors hold their CPUs for the whole run; decode tasks must find some besides.
+        options["num_cpus"] = cores() + actor_cpus
+        options["include_dashboard"] = False
+        if object_store_mb is not None:
+            options["object_store_memory"] = object_store_mb * 2**20
+    else:
+        # Ray itself would use a token that is there for the address "auto" only.
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    if ship_code:
+        options["runtime_env"] = {
+            "py_modules": [str(_CODE / package) for package in _PACKAGES],
+            "excludes": ["**/__pycache__/"],
+        }
+    try:
+        with _kept_sigterm(), _silent_start(level):
+            ray.init(logging_level=level, log_to_driver=level <= logging.INFO, **options)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        # Ray does not say which of the two it was.
+        token = "" if address == "local" else " (is it up, and is the token that of the cluster?)"
+        raise SettingsError(f"cannot reach Ray at {address!r}: {reason}{token}") from None
+    # Ray logs as errors, with tracebacks, what it tries again, and what reaches us as exceptions.
+    # Said after the start, which sets the level anew.
+    logging.getLogger("ray").setLevel(level if level <= logging.INFO else logging.CRITICAL)
+    try:
+        with _watched_node():
+            yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _watched_node() -> Iterator[None]:
+    """Say when a daemon of a local Ray dies: its C++ core then ends this process, silently."""
+    stop = threading.Event()
+    node = ray._private.worker._global_node  # there is no public way to its processes
+
+    daemons = [
+        (name, info.process)
+        for name in ("raylet", "gcs_server")
+        for info in (node.all_processes.get(name, []) if node is not None else [])
+    ]
+
+    def watch() -> None:
+        while not stop.wait(_POLL_S):
+            for name, process in daemons:
+                if process.poll() is not None:
+                    logger.error(
+                        "Ray's %s has died, which ends this run, within a minute; what was "
+                        "finished is kept: run again to go on", name,
+                    )  # fmt: skip
+                    return
+
+    thread = threading.Thread(target=watch, name="watched-node", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@contextmanager
+def _kept_sigterm() -> Iterator[None]:
+    """Keep the caller's handler of SIGTERM; that of Ray's C++ core aborts with a dump."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def _silent_start(level: int) -> Iterator[None]:
+    """Hide the line by which Ray's C++ core announces, on stderr, that it was told to be silent."""
+    if level <= logging.INFO:
+        yield
+        return
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

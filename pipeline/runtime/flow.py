@@ -1,0 +1,158 @@
+"""Flows: units of work through the stages, as tasks and actor pools of one Ray Data plan."""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+
+from pipeline.cores import cores
+from pipeline.machines import ANY_MACHINE, Device
+from pipeline.runtime.board import TASKS, WRITE, Board, Crew, reported_error
+from pipeline.runtime.errors import cause
+from pipeline.runtime.sink import DatasetSink
+from pipeline.runtime.worker import Intake, Stage, pool_class, run_stage, take_in
+from schemas.manifest import Part
+from schemas.meter import FlowMeter
+
+# Bytes of a block between the stages: a task that decodes many images hands them on in blocks of
+# this size, and blocks are what queues are made of.
+_BLOCK_BYTES: Final = 32 * 2**20
+# Declared so that Ray does not start more decodes than fit. It also keeps Ray from fusing the
+# decode tasks into the proposer's actors, where they would hold up the GPU.
+_DECODE_MEMORY: Final = 768 * 2**20
+_POLL_S: Final = 0.5
+
+ProgressCallback = Callable[[Mapping[str, int]], None]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A stage and where it runs: as tasks (no actors) or in its own pool of actors."""
+
+    stage: Stage
+    batch_size: int
+    actors: int = 0
+    device: Device = ANY_MACHINE
+    num_cpus: int = 1  # of an actor; Ray sets OMP_NUM_THREADS to it
+
+
+@dataclass(frozen=True)
+class Flow:
+    """One pass through the cluster: units of work, what makes rows of them, and the stages."""
+
+    units: pa.Table
+    images: int
+    intake: Intake
+    placements: Sequence[Placement]
+
+
+@dataclass(frozen=True)
+class FlowResult:
+    """What a flow wrote, and what it measured of itself; None where its board was lost."""
+
+    parts: list[Part]
+    meter: FlowMeter | None
+
+
+def run_flow(
+    flow: Flow, dataset: str, run_id: str, rows_per_part: int, on_progress: ProgressCallback
+) -> FlowResult:
+    """Stream units through the stages into Parquet files; return what was written and measured.
+
+    Nothing is published. `on_progress` is called from another thread, about twice a second, with
+    the number of images that have left each stage. Raises SegmillError when the run is cut short;
+    the parts written until then stay, with their records.
+    """
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = _BLOCK_BYTES
+    logging.getLogger("ray.data").setLevel(logging.getLogger("ray").level)
+    board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote(_crew(flow, run_id))
+    rows = ray.data.from_arrow([flow.units[index : index + 1] for index in range(len(flow.units))])
+    rows = rows.map_batches(
+        take_in, fn_args=(flow.intake, board), batch_size=1, batch_format="pyarrow",
+        memory=_DECODE_MEMORY,
+    )  # fmt: skip
+    for placement in flow.placements:
+        rows = _attach(rows, placement, board)
+    sink = DatasetSink(dataset, run_id, rows_per_part, board)
+    stop = threading.Event()
+    poller = threading.Thread(target=_poll, args=(board, on_progress, stop), daemon=True)
+    poller.start()
+    try:
+        rows.write_datasink(sink)
+        return FlowResult(sink.parts, _meter(board))
+    except (ray.exceptions.RayError, ray.data.exceptions.RayDataUserCodeException) as error:
+        raise reported_error(board) or cause(error) from None
+    finally:
+        stop.set()
+        poller.join()
+        ray.kill(board)
+
+
+def _crew(flow: Flow, run_id: str) -> Crew:
+    """Return who works on a flow; tasks have the CPUs that no actor holds, as memory allows."""
+    pools = [placement for placement in flow.placements if placement.actors]
+    pool_of = {step: TASKS for step in flow.intake.steps}
+    for placement in flow.placements:
+        name = placement.stage.name
+        pool_of[name] = name if placement.actors else TASKS
+    offered = ray.cluster_resources()
+    cpus = int(offered.get("CPU", 1))
+    held = sum(placement.actors * placement.num_cpus for placement in pools)
+    by_memory = int(offered.get("memory", _DECODE_MEMORY) // _DECODE_MEMORY)
+    workers = {placement.stage.name: placement.actors for placement in pools}
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return Crew(
+        run_id=run_id,
+        images=flow.images,
+        pool_of={**pool_of, WRITE: TASKS},
+        workers={**workers, TASKS: max(1, min(cpus - held, by_memory))},
+        # On one machine Ray is told of more CPUs than there are: pools and tasks share them.
+        cores=cores() if len(alive) == 1 else max(1, cpus),
+    )
+
+
+def _meter(board: Any) -> FlowMeter | None:
+    with suppress(ray.exceptions.RayError):
+        meter: FlowMeter | None = ray.get(board.meter.remote(), timeout=10)
+        return meter
+    return None
+
+
+def _attach(rows: ray.data.Dataset, placement: Placement, board: Any) -> ray.data.Dataset:
+    options: dict[str, Any] = {
+        "batch_format": "pyarrow",
+        "batch_size": placement.batch_size,
+        "udf_modifying_row_count": False,
+    }
+    if not placement.actors:
+        return rows.map_batches(
+            run_stage, fn_args=(placement.stage, board), memory=_DECODE_MEMORY, **options
+        )
+    return rows.map_batches(
+        pool_class(placement.stage.name),
+        fn_constructor_args=(placement.stage, board),
+        compute=ActorPoolStrategy(size=placement.actors),
+        num_cpus=placement.num_cpus,
+        **placement.device.options,
+        **options,
+    )
+
+
+def _poll(board: Any, on_progress: ProgressCallback, stop: threading.Event) -> None:
+    while True:
+        stopped = stop.wait(_POLL_S)
+        # Progress is a courtesy: never end a run for it.
+        with suppress(ray.exceptions.RayError):
+            on_progress(ray.get(board.read.remote(), timeout=10))
+        if stopped:
+            return
