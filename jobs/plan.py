@@ -14,7 +14,7 @@ from pipeline import dataset
 from pipeline.cores import cores
 from pipeline.corrections import Corrections
 from pipeline.models.clip import Clip, template_vectors
-from pipeline.models.device import num_gpus, pick_device
+from pipeline.models.device import num_gpus, pick_device, threads
 from pipeline.plan_records import write_plan
 from pipeline.planner import Planner, Preview
 from pipeline.pool_sizes import Pool
@@ -143,7 +143,9 @@ def _probed(config: PlanConfig, stages: Stages, preview: Preview, progress: Prog
         tried += images
         progress.update({"probe": tried})
 
-    return probe(stages, preview.sample, (config.propose_batch, config.classify_batch), count)
+    batches = (config.propose_batch, config.classify_batch)
+    with threads(actor_cpus(config)):
+        return probe(stages, preview.sample, batches, count)
 
 
 def _predict(config: PlanConfig, preview: Preview, done: Probe, machines: Machines) -> Prediction:

@@ -54,11 +54,9 @@ def predict(
     """Predict a run over `images` from what the steps of a probe took, in their order.
 
     `pools` says of each pool but the tasks' what a worker takes and whether its size is given; its
-    service time is filled in here. Work on a CPU that had all cores in the probe is slower in an
-    actor that has some of them.
+    service time is filled in here. The probe must have had as many cores as an actor has.
     """
-    busy_s = {step: _in_actor(what, pools.get(step), machines) for step, what in spent.items()}
-    services = {step: _per_image(busy_s[step], what) for step, what in spent.items()}
+    services = {step: _per_image(what) for step, what in spent.items()}
     sized = {
         name: Pool(services.get(name, 0.0), pool.cpus, pool.gpus, pool.most, pool.fixed)
         for name, pool in pools.items()
@@ -79,7 +77,7 @@ def predict(
         start_up_s=warm_up_s,
         cores=machines.cpus,
         stages=tuple(
-            _stage(step, what, busy_s[step], sizes.get(step, task_workers), step in pools)
+            _stage(step, what, sizes.get(step, task_workers), step in pools)
             for step, what in spent.items()
         ),
     )
@@ -98,18 +96,11 @@ def predict(
     )
 
 
-def _in_actor(spent: Spent, pool: Pool | None, machines: Machines) -> float:
-    on_gpu = pool is not None and pool.gpus > 0
-    if pool is None or on_gpu:
-        return spent.busy_s
-    return max(spent.busy_s, spent.cpu_s / machines.actor_cpus)
+def _per_image(spent: Spent) -> float:
+    return spent.busy_s / spent.images if spent.images else 0.0
 
 
-def _per_image(seconds: float, spent: Spent) -> float:
-    return seconds / spent.images if spent.images else 0.0
-
-
-def _stage(step: str, spent: Spent, busy_s: float, workers: int, is_pool: bool) -> StageMeter:
+def _stage(step: str, spent: Spent, workers: int, is_pool: bool) -> StageMeter:
     return StageMeter(
         name=step,
         pool=step if is_pool else TASKS,
@@ -117,6 +108,6 @@ def _stage(step: str, spent: Spent, busy_s: float, workers: int, is_pool: bool) 
         worker_s=0.0,
         images=spent.images,
         size_bytes=spent.size_bytes,
-        busy_s=busy_s,
+        busy_s=spent.busy_s,
         cpu_s=spent.cpu_s,
     )

@@ -1,5 +1,8 @@
 """Where a model runs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 
@@ -21,3 +24,14 @@ def send(values: torch.Tensor, device: torch.device | str) -> torch.Tensor:
 def num_gpus() -> int:
     """Return how many GPUs this process sees."""
     return torch.cuda.device_count()
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Let torch compute in so many threads, as in an actor that has so many CPUs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
