@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test check format lock weights bench-approximate bench-exact bench-half bench-memory \
-  bench-precision bench-trust bench-promise bench-decoder bench-planning bench-incremental fuzz photos \
+  bench-precision bench-vocabulary bench-trust bench-promise bench-decoder bench-planning bench-incremental fuzz photos \
   chaos cluster-test ablations clean
 
 demo: $(INSTALLED)  ## scenes -> labels -> figures -> one HTML page; ends with one line of JSON
@@ -32,6 +32,9 @@ bench-exact: $(INSTALLED)  ## the exact path against an eager loop, stage by sta
 
 bench-approximate: $(INSTALLED)  ## one-pass, pooling, pruning against the exact path: cost, labels
 	@$(BIN)/python -m tests.bench.approximate
+
+bench-vocabulary: $(INSTALLED)  ## cost of an image with 10 to 1,000 names (needs the sample data)
+	@$(BIN)/python -m tests.bench.vocabulary
 
 bench-half: $(INSTALLED)  ## label agreement of bf16 and fp16 CLIP with fp32
 	@$(BIN)/python -m tests.bench.half_precision
