@@ -20,6 +20,7 @@ from tests.servers import free_port
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _RAY: Final = str(Path(sys.executable).with_name("ray"))
 _START_S: Final = 180.0
+_ATTEMPTS: Final = 3
 _END_S: Final = 30.0
 _STORE_BYTES: Final = 100 * 2**20
 
@@ -168,8 +169,25 @@ class Cluster:
             "head_node_type": "ray.head.default",
             "idle_timeout_minutes": 1,
             "upscaling_speed": 10.0,
+            # What the launcher would fill in, and the autoscaler does not.
             "auth": {},
+            "docker": {},
             "file_mounts": {},
+            "cluster_synced_files": [],
+            "file_mounts_sync_continuously": False,
+            "rsync_exclude": [],
+            "rsync_filter": [],
+            **{
+                f"{name}_commands": []
+                for name in (
+                    "initialization",
+                    "setup",
+                    "head_setup",
+                    "worker_setup",
+                    "head_start_ray",
+                    "worker_start_ray",
+                )
+            },
         }
 
     def add(
@@ -192,11 +210,12 @@ class Cluster:
 
     def added_by_autoscaler(self) -> int:
         """Return how many nodes beside those that were started here have ever joined."""
+        look = f"import ray; ray.init(address={self.address!r}); print(len(ray.nodes()))"
         told = subprocess.run(
-            [_RAY, "list", "nodes", "--address", self.address, "--format", "json"],
+            [sys.executable, "-c", look],
             env=self.environment, capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
-        return len(json.loads(told)) - self.started
+        return int(told) - self.started
 
     def kill(self, host: Host) -> None:
         """Take a machine away."""
@@ -216,24 +235,30 @@ class Cluster:
         return self._run(command)
 
     def _run(self, command: Sequence[str]) -> Host:
-        self.started += 1
-        log = open(self._folder / f"host-{self.started}.log", "wb")  # noqa: SIM115
-        with log:
-            process = subprocess.Popen(
-                command, env=self.environment, stdout=log, stderr=log, start_new_session=True
-            )
-        host = Host(command, process)
-        self.hosts.append(host)
-        self._await_start(host, Path(log.name))
-        return host
+        for attempt in range(_ATTEMPTS):
+            log = self._folder / f"host-{self.started}-{attempt}.log"
+            with open(log, "wb") as told:
+                process = subprocess.Popen(
+                    command, env=self.environment, stdout=told, stderr=told, start_new_session=True
+                )
+            host = Host(command, process)
+            if _has_started(host, log):
+                self.started += 1
+                self.hosts.append(host)
+                return host
+            host.stop()
+        raise RuntimeError(f"a node does not start: {log.read_text(errors='replace')}")
 
-    def _await_start(self, host: Host, log: Path) -> None:
-        deadline = time.monotonic() + _START_S
-        while "Ray runtime started" not in log.read_text(errors="replace"):
-            if host.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"a node does not start: {log.read_text(errors='replace')}")
-            time.sleep(0.1)
-        host.look()
+
+def _has_started(host: Host, log: Path) -> bool:
+    """Wait until a node is up; False where it gave up, as on a busy machine Ray does early."""
+    deadline = time.monotonic() + _START_S
+    while "Ray runtime started" not in log.read_text(errors="replace"):
+        if host.process.poll() is not None or time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    host.look()
+    return True
 
 
 def _ip(*arguments: str) -> None:
