@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+
 from tests.processes import Process, await_end, family
 from tests.servers import free_port
 
@@ -99,6 +101,7 @@ class Cluster:
         self._port, self._dashboard_port = free_port(), free_port()
         self.hosts: list[Host] = []
         self.started = self.killed = 0
+        self._of_head: dict[str, str] = {}  # environment of the head alone
         folder.mkdir(parents=True, exist_ok=True)
         token = folder / "token"
         token.write_text(secrets.token_hex(32))
@@ -152,8 +155,17 @@ class Cluster:
             path = self._folder / "autoscaler.json"
             path.write_text(json.dumps(self._autoscaler(node_types)))
             options.append(f"--autoscaling-config={path}")
-            self.environment |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
-        return self._start(options, self.ip)
+            # As `ray up` starts a head: with the autoscaler of version 2.
+            self._of_head = {
+                "RAY_FAKE_CLUSTER": "1",
+                "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+                "RAY_enable_autoscaler_v2": "1",
+                "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+                "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+            }
+        host = self._start(options, self.ip)
+        self._of_head = {}
+        return host
 
     def _autoscaler(self, node_types: Mapping[str, Any]) -> dict[str, Any]:
         head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
@@ -164,6 +176,7 @@ class Cluster:
                 "type": "fake_multinode",
                 "gcs_address": self.address,
                 "launch_multiple": True,
+                "head_node_id": FAKE_HEAD_NODE_ID,
             },
             "available_node_types": {"ray.head.default": head, **node_types},
             "head_node_type": "ray.head.default",
@@ -210,12 +223,22 @@ class Cluster:
 
     def added_by_autoscaler(self) -> int:
         """Return how many nodes beside those that were started here have ever joined."""
-        look = f"import ray; ray.init(address={self.address!r}); print(len(ray.nodes()))"
+        return int(self._ask("len(ray.nodes())")) - self.started
+
+    def await_autoscaler(self) -> None:
+        """Wait until the autoscaler has told what it could add."""
+        deadline = time.monotonic() + _START_S
+        while self._ask("ray._private.state.state.get_cluster_config() is not None") != "True":
+            if time.monotonic() > deadline:
+                raise RuntimeError("the autoscaler does not start")
+
+    def _ask(self, question: str) -> str:
+        """Return what a driver of the cluster finds."""
         told = subprocess.run(
-            [sys.executable, "-c", look],
+            [sys.executable, "-c", f"import ray; ray.init({self.address!r}); print({question})"],
             env=self.environment, capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
-        return int(told) - self.started
+        return told.strip().splitlines()[-1]
 
     def kill(self, host: Host) -> None:
         """Take a machine away."""
@@ -239,8 +262,9 @@ class Cluster:
             log = self._folder / f"host-{self.started}-{attempt}.log"
             with open(log, "wb") as told:
                 process = subprocess.Popen(
-                    command, env=self.environment, stdout=told, stderr=told, start_new_session=True
-                )
+                    command, env={**self.environment, **self._of_head}, stdout=told, stderr=told,
+                    start_new_session=True,
+                )  # fmt: skip
             host = Host(command, process)
             if _has_started(host, log):
                 self.started += 1

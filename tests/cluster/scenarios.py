@@ -152,7 +152,7 @@ def drained(bench: Bench) -> None:
     """A node is told that it will be taken away, and is, once it is drained."""
     cluster = bench.cluster
     with ExitStack() as stack:
-        network = Network.lay("segmill-drained", "10.77.1", stack)
+        network = Network.lay("sm-drain", "10.77.1", stack)
         cluster.ip = network.ours
         cluster.start_head()
         cluster.add(2)
@@ -181,7 +181,7 @@ def cut_off(bench: Bench) -> None:
     """The cable to a host of the proposers is broken for a minute; the host then joins again."""
     cluster = bench.cluster
     with ExitStack() as stack:
-        network = Network.lay("segmill-cut", "10.77.2", stack)
+        network = Network.lay("sm-cut", "10.77.2", stack)
         cluster.ip = network.ours
         cluster.start_head()
         cluster.add(2)
@@ -258,6 +258,7 @@ def autoscaled(bench: Bench) -> None:
         "classify": kind({"CPU": 1, "GPU": 1, **CLASSIFY}, 1),
     }
     bench.cluster.start_head(node_types=node_types)
+    bench.cluster.await_autoscaler()
     bench.label()
     bench.facts["added"] = bench.cluster.added_by_autoscaler()
 
