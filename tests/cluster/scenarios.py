@@ -161,7 +161,11 @@ def drained(bench: Bench) -> None:
         spot = cluster.add(1, PROPOSE, network)
 
         def notice() -> None:
-            command = [sys.executable, "-m", "jobs.cli", "drain", "--now", "--deadline-s", "15"]
+            command = [
+                sys.executable, "-m", "jobs.cli", "drain", "--now", "--deadline-s", "15",
+                # Not "auto", which looks for processes: those of other hosts of this bench, too.
+                "--address", cluster.address,
+            ]  # fmt: skip
             told = subprocess.run(
                 ["ip", "netns", "exec", network.name, *command],
                 env=cluster.environment, capture_output=True, text=True, check=False,
