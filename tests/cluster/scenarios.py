@@ -168,7 +168,7 @@ def drained(bench: Bench) -> None:
             ]  # fmt: skip
             told = subprocess.run(
                 ["ip", "netns", "exec", network.name, *command],
-                env=cluster.environment, capture_output=True, text=True, check=False,
+                env=cluster.environment, capture_output=True, text=True, check=False, timeout=60,
             )  # fmt: skip
             bench.facts["drain"] = told.stdout.strip().splitlines()[-1:]
             if told.returncode:
