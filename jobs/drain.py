@@ -32,7 +32,7 @@ def drain(config: DrainConfig) -> DrainResult:
     """
     notice = Notice("drained by hand", None) if config.now else _await_notice(config)
     seconds = config.deadline_s if notice.seconds is None else notice.seconds
-    node_id = drain_this_machine(notice.text, seconds)
+    node_id = drain_this_machine(config.address, notice.text, seconds)
     return DrainResult(node_id, notice.text, round(seconds, 1))
 
 

@@ -2,28 +2,25 @@
 
 import logging
 import time
-from typing import Final
 
 import ray
 from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
 
 from schemas.errors import SettingsError
 
-_LOGGER: Final = logging.getLogger(__name__)
 
-
-def drain_this_machine(reason: str, seconds: float) -> str:
+def drain_this_machine(address: str, reason: str, seconds: float) -> str:
     """Let Ray put no new work on this machine's node, which ends in `seconds`; return its id.
 
     Tasks that run go on; Ray counts the deaths of actors there as nobody's fault. Raises
     SettingsError where no Ray runs on this machine, or the cluster refuses.
     """
     try:
-        # "auto" is the node of this machine: a driver joins its cluster through it.
-        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+        # A driver joins a cluster through the node of its own machine.
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise SettingsError(f"no Ray can be joined on this machine: {reason}") from None
+        why = (str(error).strip().splitlines() or [""])[0]
+        raise SettingsError(f"Ray at {address!r} cannot be joined from here: {why}") from None
     try:
         node_id = str(ray.get_runtime_context().get_node_id())
         # There is no public way; `ray drain-node` does the same.

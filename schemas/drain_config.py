@@ -10,6 +10,9 @@ from schemas.config import Config
 class DrainConfig(Config):
     """Tell Ray that this machine will be taken away, so that no new work is put on it."""
 
+    address: str = Field(
+        "auto", description="the cluster of this machine's node: `auto`, or the head's HOST:PORT"
+    )
     cloud: Literal["aws", "gcp"] = Field(
         "aws", description="whose notice of a spot machine's end is waited for"
     )

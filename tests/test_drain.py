@@ -68,7 +68,8 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
     """What Ray is told, in the place of a cluster."""
     found: list[tuple[str, float]] = []
 
-    def drain_this_machine(reason: str, seconds: float) -> str:
+    def drain_this_machine(address: str, reason: str, seconds: float) -> str:
+        assert address == "auto"
         found.append((reason, seconds))
         return "n0de"
 

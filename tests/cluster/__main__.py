@@ -47,8 +47,11 @@ def main() -> int:
         started = time.monotonic()
         with Cluster(folder / name) as cluster:
             bench = Bench(cluster, ground, name, chosen.stages)
-            SCENARIOS[name](bench)
-            bench.judge()
+            try:
+                SCENARIOS[name](bench)
+                bench.judge()
+            except Exception as error:  # of one scenario; the others are still to be told
+                bench.problems.append(f"{type(error).__name__}: {error}")
         nodes += cluster.started
         killed += cluster.killed
         failed += [name] if bench.problems else []

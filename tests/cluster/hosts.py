@@ -14,12 +14,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+
 from tests.processes import Process, await_end, family
 from tests.servers import free_port
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _RAY: Final = str(Path(sys.executable).with_name("ray"))
+_PROVIDER: Final = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 _START_S: Final = 180.0
+_ATTEMPTS: Final = 3
 _END_S: Final = 30.0
 _STORE_BYTES: Final = 100 * 2**20
 
@@ -98,6 +102,7 @@ class Cluster:
         self._port, self._dashboard_port = free_port(), free_port()
         self.hosts: list[Host] = []
         self.started = self.killed = 0
+        self._of_head: dict[str, str] = {}  # environment of the head alone
         folder.mkdir(parents=True, exist_ok=True)
         token = folder / "token"
         token.write_text(secrets.token_hex(32))
@@ -151,8 +156,17 @@ class Cluster:
             path = self._folder / "autoscaler.json"
             path.write_text(json.dumps(self._autoscaler(node_types)))
             options.append(f"--autoscaling-config={path}")
-            self.environment |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
-        return self._start(options, self.ip)
+            # As `ray up` starts a head: with the autoscaler of version 2.
+            self._of_head = {
+                "RAY_FAKE_CLUSTER": "1",
+                "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+                "RAY_enable_autoscaler_v2": "1",
+                "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+                "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+            }
+        host = self._start(options, self.ip)
+        self._of_head = {}
+        return host
 
     def _autoscaler(self, node_types: Mapping[str, Any]) -> dict[str, Any]:
         head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
@@ -160,16 +174,36 @@ class Cluster:
             "cluster_name": "simulated",
             "max_workers": 8,
             "provider": {
-                "type": "fake_multinode",
+                # Ray's simulated one, which its package knows by this name only: a file is missing.
+                "type": "external",
+                "module": _PROVIDER,
                 "gcs_address": self.address,
                 "launch_multiple": True,
+                "head_node_id": FAKE_HEAD_NODE_ID,
             },
             "available_node_types": {"ray.head.default": head, **node_types},
             "head_node_type": "ray.head.default",
             "idle_timeout_minutes": 1,
             "upscaling_speed": 10.0,
+            # What the launcher would fill in, and the autoscaler does not.
             "auth": {},
+            "docker": {},
             "file_mounts": {},
+            "cluster_synced_files": [],
+            "file_mounts_sync_continuously": False,
+            "rsync_exclude": [],
+            "rsync_filter": [],
+            **{
+                f"{name}_commands": []
+                for name in (
+                    "initialization",
+                    "setup",
+                    "head_setup",
+                    "worker_setup",
+                    "head_start_ray",
+                    "worker_start_ray",
+                )
+            },
         }
 
     def add(
@@ -192,11 +226,22 @@ class Cluster:
 
     def added_by_autoscaler(self) -> int:
         """Return how many nodes beside those that were started here have ever joined."""
+        return int(self._ask("len(ray.nodes())")) - self.started
+
+    def await_autoscaler(self) -> None:
+        """Wait until the autoscaler has told what it could add."""
+        deadline = time.monotonic() + _START_S
+        while self._ask("ray._private.state.state.get_cluster_config() is not None") != "True":
+            if time.monotonic() > deadline:
+                raise RuntimeError("the autoscaler does not start")
+
+    def _ask(self, question: str) -> str:
+        """Return what a driver of the cluster finds."""
         told = subprocess.run(
-            [_RAY, "list", "nodes", "--address", self.address, "--format", "json"],
-            env=self.environment, capture_output=True, text=True, check=True,
+            [sys.executable, "-c", f"import ray; ray.init({self.address!r}); print({question})"],
+            env=self.environment, capture_output=True, text=True, check=True, timeout=_START_S,
         ).stdout  # fmt: skip
-        return len(json.loads(told)) - self.started
+        return told.strip().splitlines()[-1]
 
     def kill(self, host: Host) -> None:
         """Take a machine away."""
@@ -216,24 +261,31 @@ class Cluster:
         return self._run(command)
 
     def _run(self, command: Sequence[str]) -> Host:
-        self.started += 1
-        log = open(self._folder / f"host-{self.started}.log", "wb")  # noqa: SIM115
-        with log:
-            process = subprocess.Popen(
-                command, env=self.environment, stdout=log, stderr=log, start_new_session=True
-            )
-        host = Host(command, process)
-        self.hosts.append(host)
-        self._await_start(host, Path(log.name))
-        return host
+        for attempt in range(_ATTEMPTS):
+            log = self._folder / f"host-{self.started}-{attempt}.log"
+            with open(log, "wb") as told:
+                process = subprocess.Popen(
+                    command, env={**self.environment, **self._of_head}, stdout=told, stderr=told,
+                    start_new_session=True,
+                )  # fmt: skip
+            host = Host(command, process)
+            if _has_started(host, log):
+                self.started += 1
+                self.hosts.append(host)
+                return host
+            host.stop()
+        raise RuntimeError(f"a node does not start: {log.read_text(errors='replace')}")
 
-    def _await_start(self, host: Host, log: Path) -> None:
-        deadline = time.monotonic() + _START_S
-        while "Ray runtime started" not in log.read_text(errors="replace"):
-            if host.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"a node does not start: {log.read_text(errors='replace')}")
-            time.sleep(0.1)
-        host.look()
+
+def _has_started(host: Host, log: Path) -> bool:
+    """Wait until a node is up; False where it gave up, as on a busy machine Ray does early."""
+    deadline = time.monotonic() + _START_S
+    while "Ray runtime started" not in log.read_text(errors="replace"):
+        if host.process.poll() is not None or time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    host.look()
+    return True
 
 
 def _ip(*arguments: str) -> None:

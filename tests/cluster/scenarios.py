@@ -152,7 +152,7 @@ def drained(bench: Bench) -> None:
     """A node is told that it will be taken away, and is, once it is drained."""
     cluster = bench.cluster
     with ExitStack() as stack:
-        network = Network.lay("segmill-drained", "10.77.1", stack)
+        network = Network.lay("sm-drain", "10.77.1", stack)
         cluster.ip = network.ours
         cluster.start_head()
         cluster.add(2)
@@ -161,10 +161,14 @@ def drained(bench: Bench) -> None:
         spot = cluster.add(1, PROPOSE, network)
 
         def notice() -> None:
-            command = [sys.executable, "-m", "jobs.cli", "drain", "--now", "--deadline-s", "15"]
+            command = [
+                sys.executable, "-m", "jobs.cli", "drain", "--now", "--deadline-s", "15",
+                # Not "auto", which looks for processes: those of other hosts of this bench, too.
+                "--address", cluster.address,
+            ]  # fmt: skip
             told = subprocess.run(
                 ["ip", "netns", "exec", network.name, *command],
-                env=cluster.environment, capture_output=True, text=True, check=False,
+                env=cluster.environment, capture_output=True, text=True, check=False, timeout=60,
             )  # fmt: skip
             bench.facts["drain"] = told.stdout.strip().splitlines()[-1:]
             if told.returncode:
@@ -181,7 +185,7 @@ def cut_off(bench: Bench) -> None:
     """The cable to a host of the proposers is broken for a minute; the host then joins again."""
     cluster = bench.cluster
     with ExitStack() as stack:
-        network = Network.lay("segmill-cut", "10.77.2", stack)
+        network = Network.lay("sm-cut", "10.77.2", stack)
         cluster.ip = network.ours
         cluster.start_head()
         cluster.add(2)
@@ -258,6 +262,7 @@ def autoscaled(bench: Bench) -> None:
         "classify": kind({"CPU": 1, "GPU": 1, **CLASSIFY}, 1),
     }
     bench.cluster.start_head(node_types=node_types)
+    bench.cluster.await_autoscaler()
     bench.label()
     bench.facts["added"] = bench.cluster.added_by_autoscaler()
 
