@@ -1,10 +1,12 @@
 """What work needs of the machine that it lands on, and what the machines of a cluster offer."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import ray
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
 from pipeline.pool_sizes import Offer
 from schemas.errors import SettingsError
@@ -12,6 +14,8 @@ from schemas.errors import SettingsError
 _ACCELERATOR: Final = "accelerator_type:"  # Ray's resource of machines with such a card
 _ANY_CARD: Final = 0.001  # what Ray takes of it
 _EVERYWHERE: Final = {"CPU", "memory", "object_store_memory"}
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,18 +33,31 @@ class Device:
         """Choose `num_gpus` where it is None: 1 where the connected cluster has, or may add, GPUs.
 
         Raises SettingsError for what the cluster neither has nor may add: it would be waited for.
+        Where an autoscaler does not tell what it could add, it is; and whether an actor takes a GPU
+        must be said while no machine with one is there.
         """
         offered = _offered()
+        is_open = _config() is None and has_autoscaler()
         if num_gpus is None:
-            num_gpus = 1.0 if offered.get("GPU", 0) else 0.0
+            if is_open and not offered.get("GPU") and not accelerator:
+                raise SettingsError(
+                    "the cluster's autoscaler may add machines, and none with a GPU is there yet: "
+                    "say how many GPUs an actor takes (propose_gpus and classify_gpus; 0: none)"
+                )
+            num_gpus = 1.0 if offered.get("GPU", 0) or (is_open and accelerator) else 0.0
         kinds = [f"{_ACCELERATOR}{accelerator}"] if accelerator else []
         for name in [*resources, *kinds]:
-            if offered.get(name, 0) < resources.get(name, _ANY_CARD):
-                known = ", ".join(sorted(set(offered) - _EVERYWHERE)) or "none"
+            if offered.get(name, 0) >= resources.get(name, _ANY_CARD):
+                continue
+            known = ", ".join(sorted(set(offered) - _EVERYWHERE)) or "none"
+            if not is_open:
                 raise SettingsError(
                     f"the cluster offers no {name!r} on any machine, nor would its autoscaler; "
                     f"there are {known}"
                 )
+            logger.warning(
+                "no machine offers %r yet: waiting for the autoscaler (there are %s)", name, known
+            )
         return cls(num_gpus, accelerator, resources)
 
     @property
@@ -55,7 +72,7 @@ def offer(devices: Sequence[Device]) -> tuple[Offer, list[int | None]]:
 
     The latter is None for a device that any machine has room for.
     """
-    config = ray._private.state.state.get_cluster_config()
+    config = _config()
     groups = config.node_group_configs if config else []
     added = [dict(group.resources) for group in groups for _ in range(max(0, group.max_count))]
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -86,11 +103,24 @@ def _room(device: Device, machines: Iterable[Mapping[str, float]]) -> int | None
     return sum(min(int(one.get(name, 0) // n) for name, n in needs.items()) for one in fitting)
 
 
+def has_autoscaler() -> bool:
+    """Say whether an autoscaler reports to the connected cluster."""
+    # There is no public way; what is public asks for an address, and answers with text.
+    reply = ray._private.worker.global_worker.gcs_client.get_cluster_status()
+    state = GetClusterStatusReply.FromString(reply).autoscaling_state
+    return bool(state.autoscaler_state_version)
+
+
+def _config() -> Any:
+    """Return what an autoscaler says that it could add, None where none says so."""
+    return ray._private.state.state.get_cluster_config()
+
+
 def _offered() -> dict[str, float]:
     """Return the most of each resource on one machine that is there or that could be added."""
     offered: dict[str, float] = {}
     # An autoscaled cluster may be without any worker when a run starts.
-    config = ray._private.state.state.get_cluster_config()
+    config = _config()
     groups = [group.resources for group in config.node_group_configs] if config else []
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for machine in [*groups, *nodes]:

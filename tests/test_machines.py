@@ -10,7 +10,7 @@ from ray._raylet import (
 )
 from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
 
-from pipeline import runtime
+from pipeline import machines, runtime
 from pipeline.machines import ANY_MACHINE, Device
 from schemas.errors import SettingsError
 
@@ -57,6 +57,19 @@ def test_what_the_autoscaler_would_add_counts(autoscaled: None) -> None:
     # Two units on one machine are not two machines of one.
     with pytest.raises(SettingsError, match="no 'propose'"):
         Device.of(None, None, {"propose": 2.0})
+
+
+def test_an_autoscaler_that_does_not_tell_what_it_could_add_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As on a cluster of Ray's launcher; a real one is in `make cluster-test`.
+    assert not machines.has_autoscaler()
+    monkeypatch.setattr(machines, "has_autoscaler", lambda: True)
+    assert Device.of(1.0, None, {"propose": 1.0}).options["resources"] == {"propose": 1.0}
+    assert Device.of(None, "L40S", {}).num_gpus == 1.0
+    assert Device.of(0.0, None, {}) == ANY_MACHINE
+    with pytest.raises(SettingsError, match="say how many GPUs an actor takes"):
+        Device.of(None, None, {"propose": 1.0})
 
 
 def test_a_task_takes_what_its_device_says() -> None:

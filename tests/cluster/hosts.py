@@ -229,9 +229,9 @@ class Cluster:
         return int(self._ask("len(ray.nodes())")) - self.started
 
     def await_autoscaler(self) -> None:
-        """Wait until the autoscaler has told what it could add."""
+        """Wait until the autoscaler is at work."""
         deadline = time.monotonic() + _START_S
-        while self._ask("ray._private.state.state.get_cluster_config() is not None") != "True":
+        while self._ask("__import__('pipeline.machines').machines.has_autoscaler()") != "True":
             if time.monotonic() > deadline:
                 raise RuntimeError("the autoscaler does not start")
 

@@ -263,7 +263,8 @@ def autoscaled(bench: Bench) -> None:
     }
     bench.cluster.start_head(node_types=node_types)
     bench.cluster.await_autoscaler()
-    bench.label()
+    # No machine with a GPU is there yet, by which it could be guessed.
+    bench.label({"propose-gpus": "1", "classify-gpus": "1"})
     bench.facts["added"] = bench.cluster.added_by_autoscaler()
 
 
