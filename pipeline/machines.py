@@ -32,6 +32,8 @@ class Device:
     ) -> "Device":
         """Choose `num_gpus` where it is None: 1 where the connected cluster has, or may add, GPUs.
 
+        It is half of one where there is just one and will be no other, for there are two pools.
+
         Raises SettingsError for what the cluster neither has nor may add: it would be waited for.
         Where an autoscaler does not tell what it could add, it is; and whether an actor takes a GPU
         must be said while no machine with one is there.
@@ -45,6 +47,8 @@ class Device:
                     "say how many GPUs an actor takes (propose_gpus and classify_gpus; 0: none)"
                 )
             num_gpus = 1.0 if offered.get("GPU", 0) or (is_open and accelerator) else 0.0
+            if offered.get("GPU", 0) and _is_only_gpu():
+                num_gpus = 0.5
         kinds = [f"{_ACCELERATOR}{accelerator}"] if accelerator else []
         for name in [*resources, *kinds]:
             if offered.get(name, 0) >= resources.get(name, _ANY_CARD):
@@ -109,6 +113,11 @@ def has_autoscaler() -> bool:
     reply = ray._private.worker.global_worker.gcs_client.get_cluster_status()
     state = GetClusterStatusReply.FromString(reply).autoscaling_state
     return bool(state.autoscaler_state_version)
+
+
+def _is_only_gpu() -> bool:
+    gpus = sum(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
+    return gpus == 1 and not has_autoscaler()
 
 
 def _config() -> Any:

@@ -219,10 +219,14 @@ class ExecutionSettings(Config):
         1, description="size of the CLIP classification pool, or `auto`"
     )
     propose_gpus: float | None = Field(
-        None, ge=0, description="GPUs per proposal actor; if absent, 1 where the cluster has GPUs"
+        None,
+        ge=0,
+        description="GPUs of a proposal actor; if absent 1 where there are any, 0.5 of only one",
     )
     classify_gpus: float | None = Field(
-        None, ge=0, description="GPUs per CLIP actor; if absent, 1 where the cluster has GPUs"
+        None,
+        ge=0,
+        description="GPUs of a CLIP actor; if absent 1 where there are any, 0.5 of only one",
     )
     propose_resources: dict[str, float] = Field(
         {},

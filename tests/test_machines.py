@@ -72,6 +72,23 @@ def test_an_autoscaler_that_does_not_tell_what_it_could_add_is_waited_for(
         Device.of(None, None, {"propose": 1.0})
 
 
+def test_one_gpu_is_shared_by_both_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_machine(gpus: int) -> None:
+        resources = {"CPU": 8.0, "GPU": float(gpus)}
+        nodes = [{"Alive": True, "Resources": resources}, {"Alive": False, "Resources": resources}]
+        monkeypatch.setattr(machines.ray, "nodes", lambda: nodes)
+
+    one_machine(1)
+    assert Device.of(None, None, {}).num_gpus == 0.5
+    assert Device.of(1.0, None, {}).num_gpus == 1.0
+    one_machine(2)
+    assert Device.of(None, None, {}).num_gpus == 1.0
+    # Another may come.
+    one_machine(1)
+    monkeypatch.setattr(machines, "has_autoscaler", lambda: True)
+    assert Device.of(None, None, {}).num_gpus == 1.0
+
+
 def test_a_task_takes_what_its_device_says() -> None:
     def mine() -> dict[str, float]:
         return dict(ray.get_runtime_context().get_assigned_resources())
