@@ -56,7 +56,7 @@ def test_a_store_in_trouble_and_a_killed_actor_change_nothing(
     with faulty_store(s3_server.endpoint) as proxy:
         (disk.folder / "s3").mkdir()
         ground = Ground(disk.folder / "s3", "s3", proxy, disk)
-        verdict = carry_out(Schedule(2, "s3", (disturbed,), stages="tiny"), ground)
+        verdict = carry_out(Schedule(2, "s3", (disturbed,)), ground)
     assert (verdict.divergences, verdict.torn_reads) == ([], [])
     story = "\n".join(verdict.story)
     assert "reset_after PUT" in story or "error_after PUT" in story
