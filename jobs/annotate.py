@@ -11,8 +11,6 @@ from jobs.annotation_plan import AnnotationPlan
 from jobs.annotation_run import AnnotateResult, holding
 from jobs.progress import Progress, RecordedProgress, Silent
 from pipeline.secrets import hide_secrets
-from pipeline.sources import Listing, ListRules
-from pipeline.stages.fetch import web_access
 from schemas.config import AnnotateConfig
 
 
@@ -29,7 +27,6 @@ def annotate(config: AnnotateConfig, progress: Progress | None = None) -> Annota
         plan = AnnotationPlan.of(config)
         with holding(plan, progress) as run:
             progress.say(f"listing {hide_secrets(config.source)}")
-            rules = ListRules(web_access(config), config.trust_lists, config.image_column)
-            listing = Listing(config.source, config.extensions, rules)
+            listing = plan.listing()
             result = run.result(listing, started)
             return replace(result, ignored=listing.ignored)

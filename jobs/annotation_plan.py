@@ -17,9 +17,11 @@ from pipeline.models import (
 from pipeline.models.clip import ClipCard, ClipSource
 from pipeline.prompts import Prompts, load_prompts
 from pipeline.pruning import PruneSettings
+from pipeline.sources import Listing, ListRules
+from pipeline.stages.fetch import web_access
 from pipeline.truth import Truths
 from schemas.annotation import SCHEMA_VERSION
-from schemas.config import AnnotateConfig
+from schemas.config import AnnotateConfig, ClassifierSettings
 from schemas.errors import ModelError
 from schemas.vocabulary import Vocabulary, read_vocabulary
 
@@ -86,6 +88,12 @@ class AnnotationPlan:
         if config.oracle_truth is not None:
             Truths.find(config.oracle_truth)
         return cls(config, vocabulary, query_prompts, region_prompts, proposer, clip, clip_card)
+
+    def listing(self) -> Listing:
+        """Return the images of the source, to be read."""
+        config = self.config
+        rules = ListRules(web_access(config), config.trust_lists, config.image_column)
+        return Listing(config.source, config.extensions, rules)
 
     @property
     def edges(self) -> tuple[int, int]:
@@ -175,13 +183,13 @@ class AnnotationPlan:
 
 def _refuse_settings_of_others(config: AnnotateConfig, classifier: ClassifierEntry) -> None:
     """Raise ModelError where a setting is given that the classifier has no use for."""
-    of_others: dict[str, list[str]] = {}
-    for name, entry in CLASSIFIERS.items():
-        for setting in entry().deciding:
-            of_others.setdefault(setting, []).append(name)
-    for setting, users in of_others.items():
-        value, default = getattr(config, setting), AnnotateConfig.model_fields[setting].default
-        if setting not in classifier.deciding and value != default:
+    for setting, field in ClassifierSettings.model_fields.items():
+        value = getattr(config, setting)
+        if setting in classifier.deciding or value == field.default:
+            continue
+        # Asked only now: the others import libraries that this run may have no use for.
+        users = [name for name, entry in CLASSIFIERS.items() if setting in entry().deciding]
+        if users:
             raise ModelError(
                 f"{setting} is {value}, but classifier {config.classifier!r} has no use for it; it "
                 f"is of {' and '.join(users)}"

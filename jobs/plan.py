@@ -20,8 +20,6 @@ from pipeline.planner import Planner, Preview
 from pipeline.pool_sizes import Pool
 from pipeline.prediction import Machines, Prediction, predict
 from pipeline.secrets import hide_secrets
-from pipeline.sources import Listing, ListRules
-from pipeline.stages.fetch import web_access
 from pipeline.vocabulary_lint import Finding, lint_vocabulary
 from schemas.errors import SettingsError
 from schemas.plan import PlanRecord
@@ -123,11 +121,10 @@ def _preview(
     newest = dataset.newest_version(config.output)
     base = dataset.read_manifest(config.output, newest) if newest else None
     progress.say(f"listing {hide_secrets(config.source)}")
-    rules = ListRules(web_access(config), config.trust_lists, config.image_column)
     with Planner(
         annotation.fingerprints, config.plan_memory_mb, cores(), config.keep_embeddings
     ) as planner:
-        planner.add_inventory(Listing(config.source, config.extensions, rules))
+        planner.add_inventory(annotation.listing())
         corrections = Corrections.read(config.output, base.corrections if base else ())
         planner.add_corrections(corrections.keys(annotation.vocabulary.names))
         take_over(planner, config.output, base, retried_codes(config))

@@ -9,10 +9,10 @@ import tarfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from io import BytesIO, TextIOWrapper
-from itertools import islice
+from itertools import chain, islice
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Final
 from urllib.parse import urlsplit
@@ -27,7 +27,7 @@ from s3fs import S3FileSystem
 from pipeline.packed import PACKED, PARQUET, image_columns, is_packed, members
 from pipeline.secrets import hide_secrets
 from pipeline.storage import full_uri, open_store, split_signature, store_errors, trust
-from pipeline.web import WebAccess, WebStore
+from pipeline.web import WEB_SCHEMES, WebAccess, WebStore
 from schemas.annotation import INVENTORY, image_id
 from schemas.config import IMAGE_EXTENSIONS
 from schemas.errors import SourceError
@@ -70,7 +70,6 @@ class Listing:
     extensions: Sequence[str]
     rules: ListRules = ListRules()
     ignored: int = 0
-    _empty: bool = field(default=True, init=False, repr=False)
 
     def __iter__(self) -> Iterator[pa.Table]:
         """Yield the tables; raises SourceError when the source is unreadable or has no image."""
@@ -114,15 +113,16 @@ class Listing:
             yield from self._prefix(fs, path)
 
     def _prefix(self, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[_Row]:
-        self._empty = True
-        yield from self._files(fs, self._wanted(walk(fs, path)))
-        if self._empty and not fs.exists(path):
+        found = walk(fs, path)
+        first = next(found, None)
+        if first is not None:
+            yield from self._files(fs, self._wanted(chain([first], found)))
+        elif not fs.exists(path):
             raise SourceError(f"cannot read {hide_secrets(self.source)}: it does not exist")
 
     def _wanted(self, infos: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         wanted = _extensions(self.extensions)
         for info in infos:
-            self._empty = False
             if "*" in wanted or _extension(info["name"]) in wanted:
                 yield info
             else:
@@ -161,7 +161,7 @@ class Listing:
         with ThreadPoolExecutor(_PACKED_AT_ONCE) as pool:
             waiting: deque[Future[tuple[list[_Row], int]]] = deque()
             for row in rows:
-                if is_packed(row["uri"]) and not row["uri"].startswith(("http:", "https:")):
+                if is_packed(row["uri"]) and row["uri"].partition("://")[0] not in WEB_SCHEMES:
                     waiting.append(pool.submit(unpack, row))
                     yield from self._taken(waiting, _PACKED_AT_ONCE)
                 else:

@@ -116,7 +116,6 @@ def without_model_libraries() -> None:
 def install() -> None:
     """Let the flows of an annotation use these stages; call `without_model_libraries` before."""
     from jobs import annotation_flows as flows
-    from jobs import annotation_plan
     from pipeline import runtime
     from pipeline.text_vectors import Texts
 
@@ -133,8 +132,6 @@ def install() -> None:
         return Texts(vectors_KD, vectors_KD, 1.0)
 
     for module, name, stand_in in (
-        # It asks every classifier, and they import all of open_clip.
-        (annotation_plan, "_refuse_settings_of_others", lambda *_settings: None),
         (flows, "Propose", lambda *_settings: QuickPropose()),
         (flows, "Classify", classify),
         (runtime, "run_task", encode),

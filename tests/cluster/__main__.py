@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from tests.chaos.ground import Ground
@@ -45,8 +46,8 @@ def main() -> int:
             print(f"{name}: skipped, it needs root and `ip`", file=sys.stderr, flush=True)
             continue
         started = time.monotonic()
-        with Cluster(folder / name) as cluster:
-            bench = Bench(cluster, ground, name, chosen.stages)
+        with ExitStack() as stack, Cluster(folder / name) as cluster:
+            bench = Bench(cluster, ground, name, chosen.stages, stack)
             try:
                 SCENARIOS[name](bench)
                 bench.judge()

@@ -20,7 +20,7 @@ from tests.processes import Process, await_end, family
 from tests.servers import free_port
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
-_RAY: Final = str(Path(sys.executable).with_name("ray"))
+RAY: Final = str(Path(sys.executable).with_name("ray"))
 _PROVIDER: Final = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 _START_S: Final = 180.0
 _ATTEMPTS: Final = 3
@@ -113,7 +113,6 @@ class Cluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_worker_niceness": "0",
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
             "OMP_NUM_THREADS": "1",
         }
 
@@ -251,7 +250,7 @@ class Cluster:
 
     def _start(self, options: Sequence[str], ip: str, network: Network | None = None) -> Host:
         command = [
-            _RAY, "start", *options, "--block",
+            RAY, "start", *options, "--block",
             "--disable-usage-stats", f"--node-ip-address={ip}",
             f"--object-store-memory={_STORE_BYTES}",
             f"--dashboard-agent-listen-port={free_port()}",

@@ -16,7 +16,7 @@ from pipeline.dataset import read_manifest
 from pipeline.verification import check_version
 from tests.chaos.ground import Ground, Stages, rows_by_name
 from tests.chaos.run import ProgressLog
-from tests.cluster.hosts import Cluster, Host, Network
+from tests.cluster.hosts import RAY, Cluster, Host, Network
 
 PROPOSE: Final = {"propose": 1.0}
 CLASSIFY: Final = {"classify": 1.0}
@@ -48,6 +48,7 @@ class Bench:
     ground: Ground
     name: str
     stages: Stages
+    stack: ExitStack  # of what must outlive the cluster
     problems: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -117,12 +118,21 @@ class Bench:
         self.problems += check_version(self.output, manifest, None)[0]
 
 
-def workers(bench: Bench) -> tuple[Host, Host, Host]:
-    """Start a head and what the two pools and the decode tasks need: five nodes."""
-    bench.cluster.start_head()
-    bench.cluster.add(2)
-    first, second = (bench.cluster.add(1, PROPOSE) for _ in range(2))
-    return first, second, bench.cluster.add(1, CLASSIFY)
+def workers(
+    bench: Bench, network: Network | None = None, *, dashboard: bool = False
+) -> tuple[Host, Host, Host]:
+    """Start a head and what the two pools and the decode tasks need: five nodes.
+
+    Returns the two proposers, of which the second is the host at the end of a network, and the
+    classifier.
+    """
+    cluster = bench.cluster
+    if network is not None:
+        cluster.ip = network.ours
+    cluster.start_head(dashboard=dashboard)
+    cluster.add(2)
+    first, second = cluster.add(1, PROPOSE), cluster.add(1, PROPOSE, network)
+    return first, second, cluster.add(1, CLASSIFY)
 
 
 def undisturbed(bench: Bench) -> None:
@@ -151,74 +161,54 @@ def killed_and_added(bench: Bench) -> None:
 def drained(bench: Bench) -> None:
     """A node is told that it will be taken away, and is, once it is drained."""
     cluster = bench.cluster
-    with ExitStack() as stack:
-        network = Network.lay("sm-drain", "10.77.1", stack)
-        cluster.ip = network.ours
-        cluster.start_head()
-        cluster.add(2)
-        cluster.add(1, PROPOSE)
-        cluster.add(1, CLASSIFY)
-        spot = cluster.add(1, PROPOSE, network)
+    network = Network.lay("sm-drain", "10.77.1", bench.stack)
+    _, spot, _ = workers(bench, network)
 
-        def notice() -> None:
-            command = [
-                sys.executable, "-m", "jobs.cli", "drain", "--now", "--deadline-s", "15",
-                # Not "auto", which looks for processes: those of other hosts of this bench, too.
-                "--address", cluster.address,
-            ]  # fmt: skip
-            told = subprocess.run(
-                ["ip", "netns", "exec", network.name, *command],
-                env=cluster.environment, capture_output=True, text=True, check=False, timeout=60,
-            )  # fmt: skip
-            bench.facts["drain"] = told.stdout.strip().splitlines()[-1:]
-            if told.returncode:
-                bench.problems.append(f"drain: {told.stderr[-1000:]}")
-            time.sleep(5)
-            cluster.kill(spot)
+    def notice() -> None:
+        command = [
+            sys.executable, "-m", "jobs.cli", "drain", "--now", "--deadline-s", "15",
+            # Not "auto", which looks for processes: those of other hosts of this bench, too.
+            "--address", cluster.address,
+        ]  # fmt: skip
+        told = subprocess.run(
+            ["ip", "netns", "exec", network.name, *command],
+            env=cluster.environment, capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        bench.facts["drain"] = told.stdout.strip().splitlines()[-1:]
+        if told.returncode:
+            bench.problems.append(f"drain: {told.stderr[-1000:]}")
+        time.sleep(5)
+        cluster.kill(spot)
 
-        bench.label(strikes=[Strike("propose", 10, notice)])
-        bench.judge()
-        cluster.close()
+    bench.label(strikes=[Strike("propose", 10, notice)])
 
 
 def cut_off(bench: Bench) -> None:
     """The cable to a host of the proposers is broken for a minute; the host then joins again."""
     cluster = bench.cluster
-    with ExitStack() as stack:
-        network = Network.lay("sm-cut", "10.77.2", stack)
-        cluster.ip = network.ours
-        cluster.start_head()
-        cluster.add(2)
-        cluster.add(1, CLASSIFY)
-        cluster.add(1, PROPOSE)
-        far = cluster.add(1, PROPOSE, network)
+    network = Network.lay("sm-cut", "10.77.2", bench.stack)
+    _, far, _ = workers(bench, network)
 
-        def cut() -> None:
-            network.cut()
-            time.sleep(PARTITION_S)
-            network.mend()
-            # A node that was given up for dead ends when it hears so; its machine starts it again.
-            far.process.wait(LIMIT_S)
-            cluster.hosts.remove(far)
-            cluster.killed += 1
-            cluster.start_again(far)
+    def cut() -> None:
+        network.cut()
+        time.sleep(PARTITION_S)
+        network.mend()
+        # A node that was given up for dead ends when it hears so; its machine starts it again.
+        far.process.wait(LIMIT_S)
+        cluster.hosts.remove(far)
+        cluster.killed += 1
+        cluster.start_again(far)
 
-        bench.label(strikes=[Strike("propose", 10, cut)])
-        bench.judge()
-        cluster.close()
+    bench.label(strikes=[Strike("propose", 10, cut)])
 
 
 def submitted(bench: Bench) -> None:
     """The run is a Ray job; who submitted it goes away at once."""
     cluster = bench.cluster
-    cluster.start_head(dashboard=True)
-    cluster.add(2)
-    cluster.add(1, PROPOSE)
-    cluster.add(1, PROPOSE)
-    cluster.add(1, CLASSIFY)
+    workers(bench, dashboard=True)
     command = bench.command({"address": "auto"})
     submit = [
-        str(Path(sys.executable).with_name("ray")), "job", "submit", "--address",
+        RAY, "job", "submit", "--address",
         cluster.job_server, "--submission-id", bench.name, "--", *command,
     ]  # fmt: skip
     client = subprocess.Popen(
@@ -227,7 +217,7 @@ def submitted(bench: Bench) -> None:
 
     def status() -> int | None:
         told = subprocess.run(
-            [submit[0], "job", "status", "--address", cluster.job_server, bench.name],
+            [RAY, "job", "status", "--address", cluster.job_server, bench.name],
             env=cluster.environment, capture_output=True, text=True, check=False,
         ).stdout  # fmt: skip
         if "succeeded" in told.lower():
@@ -240,12 +230,12 @@ def submitted(bench: Bench) -> None:
         bench.facts["client_left_at"] = "propose 5"
 
     code = bench.watch(status, [Strike("propose", 5, leave)])
-    bench.expect(code, "" if code == 0 else _job_log(submit[0], bench))
+    bench.expect(code, "" if code == 0 else _job_log(bench))
 
 
-def _job_log(ray: str, bench: Bench) -> str:
+def _job_log(bench: Bench) -> str:
     return subprocess.run(
-        [ray, "job", "logs", "--address", bench.cluster.job_server, bench.name],
+        [RAY, "job", "logs", "--address", bench.cluster.job_server, bench.name],
         env=bench.cluster.environment, capture_output=True, text=True, check=False,
     ).stdout  # fmt: skip
 
