@@ -30,6 +30,18 @@ weights: $(INSTALLED)  ## train the embedded tiny models again, from nothing
 bench-exact: $(INSTALLED)  ## the exact path against an eager loop, stage by stage (needs the sample data)
 	@$(BIN)/python -m tests.bench.exact_path
 
+bench: $(INSTALLED)  ## the set of benchmarks, under 40 minutes; ends with one line of JSON
+	@$(BIN)/python -m tests.bench
+
+bench-pipeline: $(INSTALLED)  ## a run against its bare stages and against a plain Ray Data script
+	@$(BIN)/python -m tests.bench.pipeline
+
+bench-engine: $(INSTALLED)  ## images a second of the engine, with stages that do nothing
+	@$(BIN)/python -m tests.bench.engine
+
+bench-gpu: $(INSTALLED)  ## bare stages and whole runs on one GPU (needs the sample data)
+	@$(BIN)/python -m tests.bench.gpu
+
 bench-approximate: $(INSTALLED)  ## one-pass, pooling, pruning against the exact path: cost, labels
 	@$(BIN)/python -m tests.bench.approximate
 

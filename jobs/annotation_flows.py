@@ -55,6 +55,7 @@ class Stages:
                 config.mask_precision,
                 config.proposer_modules,
                 plan.pruning,
+                config.proposer_precision,
             ),
             Classify(_embed(plan), label, config.keep_embeddings),
             label,

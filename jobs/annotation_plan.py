@@ -53,6 +53,12 @@ class AnnotationPlan:
         entry = find_proposer(config.proposer, config.proposer_modules)
         proposer = entry.describe(config.proposer_weights)
         refuse_unseen(config.proposer, proposer, vocabulary)
+        if config.proposer_precision != "fp32" and entry.lower is None:
+            raise ModelError(
+                f"proposer_precision is {config.proposer_precision}, but proposer "
+                f"{config.proposer!r} has no network that computes in half precision; it must be "
+                "fp32"
+            )
         classifier = find_classifier(config.classifier)
         _refuse_settings_of_others(config, classifier)
         clip = ClipSource.of(
@@ -133,7 +139,14 @@ class AnnotationPlan:
             "proposer_weights_sha256": self.proposer.weights_sha256,
             **({"mask_threshold": self.config.mask_threshold} if self.pruning else {}),
             **self._given(_PRUNING),
+            **self._proposer_precision,
         }
+
+    @property
+    def _proposer_precision(self) -> dict[str, Any]:
+        """The setting where it changes anything: older hashes stay as they were."""
+        precision = self.config.proposer_precision
+        return {} if precision == "fp32" else {"proposer_precision": precision}
 
     @property
     def _clip(self) -> dict[str, Any]:

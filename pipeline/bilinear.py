@@ -32,6 +32,12 @@ def resize_width(values: Tensor, width: int) -> Tensor:
         return values
     if not values.numel():  # interpolate refuses an empty batch
         return values.new_zeros((*values.shape[:-1], width))
-    flat = values.reshape(1, -1, values.shape[-1])
-    resized = interpolate(flat, size=width, mode="linear", align_corners=False)
+    flat = values.reshape(-1, values.shape[-1])
+    if flat.is_cuda:
+        # The same numbers: torch's linear kernel has one thread a column, which goes through all
+        # rows one after the other; the bilinear one has a thread a pixel.
+        size = (len(flat), width)
+        resized = interpolate(flat[None, None], size=size, mode="bilinear", align_corners=False)
+    else:
+        resized = interpolate(flat[None], size=width, mode="linear", align_corners=False)
     return resized.reshape(*values.shape[:-1], width)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from pipeline.bilinear import bilinear_taps, resize_rows, resize_width
-from pipeline.models.device import send
+from pipeline.models.device import fetch, send
 from pipeline.resize import Size
 
 Precision = Literal["float32", "float16", "uint8"]
@@ -29,27 +29,35 @@ _ZERO_CODE: Final = 128
 
 
 def pack_logits(mask_logits_Qhw: Tensor, precision: Precision) -> NDArray[Any]:
-    """Return mask logits as an array of `precision`; uint8 clips them to [-8, 8]."""
-    logits = mask_logits_Qhw.detach().float().cpu()
+    """Return mask logits as an array of `precision`; uint8 clips them to [-8, 8].
+
+    They are converted where they are, so that a GPU hands over the bytes that travel and no more.
+    """
+    logits = mask_logits_Qhw.detach().float()
     if precision == "uint8":
         steps = (logits.abs().clamp_max(_LOGIT_RANGE) * _STEPS_PER_LOGIT).round().clamp_min(1)
-        return (logits.sign() * steps + _ZERO_CODE).to(torch.uint8).numpy()
-    return logits.numpy().astype(precision)
+        logits = (logits.sign() * steps + _ZERO_CODE).to(torch.uint8)
+    elif precision == "float16":
+        logits = logits.half()
+    return fetch(logits)
 
 
 def unpack_logits(packed_Qhw: NDArray[Any], device: torch.device | str = "cpu") -> Tensor:
     """Return float32 mask logits from what `pack_logits` returned."""
-    packed = send(torch.from_numpy(packed_Qhw), device)
+    packed = send(packed_Qhw, device)
     if packed.dtype == torch.uint8:
         return (packed.float() - _ZERO_CODE) / _STEPS_PER_LOGIT
     return packed.float()
 
 
 def unpack_grid(
-    data: bytes, shape: tuple[int, int, int], precision: Precision, device: torch.device | str
+    data: bytes | memoryview,
+    shape: tuple[int, int, int],
+    precision: Precision,
+    device: torch.device | str,
 ) -> Tensor:
     """Return float32 values (C, h, w) of the bytes of what `pack_logits` returned."""
-    return unpack_logits(np.frombuffer(data, precision).reshape(shape).copy(), device)
+    return unpack_logits(np.frombuffer(data, precision).reshape(shape), device)
 
 
 def mask_probs(mask_logits_Qhw: Tensor, padded: Size, size: Size) -> Tensor:

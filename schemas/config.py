@@ -88,6 +88,10 @@ class ProposerSettings(Config):
     proposer_weights: str | None = Field(
         None, description="directory of the proposer's weights; the embedded tiny model if absent"
     )
+    proposer_precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32",
+        description="arithmetic of the proposer's network; in half precision masks differ a little",
+    )
     proposer_modules: tuple[str, ...] = Field(
         (),
         description="Python modules to import first: they register the architecture of a "

@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 
+from pipeline.bilinear import resize_width
 from pipeline.resize import padded_size, resize_image, resized_size
 
 
@@ -74,3 +77,14 @@ def test_resizing_gives_height_then_width_and_averages_when_shrinking():
 def test_an_image_of_the_right_size_keeps_its_pixels():
     pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
     np.testing.assert_array_equal(resize_image(Image.fromarray(pixels), (2, 3)), pixels)
+
+
+@pytest.mark.parametrize("shape, width", [((37, 54), 200), ((3, 5, 216), 864), ((4, 7), 5)])
+def test_lines_resized_as_a_picture_of_lines_are_the_same_numbers(shape, width):
+    """A GPU is given them so, see `resize_width`."""
+    values = torch.randn(shape)
+    flat = values.reshape(1, 1, -1, shape[-1])
+    as_picture = interpolate(
+        flat, size=(flat.shape[2], width), mode="bilinear", align_corners=False
+    )
+    assert torch.equal(resize_width(values, width), as_picture.reshape(*shape[:-1], width))

@@ -16,6 +16,7 @@ from schemas.errors import ModelError, VocabularyError
 from schemas.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from pipeline.masks import SoftMasks
@@ -89,6 +90,8 @@ class ProposerEntry:
     describe: Callable[[str | None], ProposerCard]  # weights -> card, loading no model
     # weights, device -> proposer
     load: Callable[[str | None, str], Proposer | Lookup | PixelEmbedder]
+    # Prepares a loaded proposer for half precision; None: it has no network that computes in it.
+    lower: "Callable[[Any, torch.dtype], None] | None" = None
     # The same entry with Python modules to import first; None: it has no use for any.
     with_modules: "Callable[[tuple[str, ...]], ProposerEntry] | None" = None
 

@@ -4,7 +4,7 @@ Dimension key: N prompts or crops, D embedding, S side of the square input.
 """
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,18 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from pipeline.models.device import PRECISIONS
 from pipeline.models.embedded import EMBEDDED_CLIP
 from pipeline.models.prompted_names import PromptedNames
 from pipeline.models.weights import TORCH_SUFFIXES, sha256_of
 from pipeline.prompts import LearnedPrompt, Prompts, text_classifier
 from schemas.errors import ModelError
 from schemas.vocabulary import Vocabulary
-
-PRECISIONS: Final[Mapping[str, torch.dtype]] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
 
 _PROMPTS_PER_PASS: Final = 256
 _REASON_CHARS: Final = 300

@@ -1,9 +1,18 @@
 """Where a model runs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+
+PRECISIONS: Final[Mapping[str, torch.dtype]] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 def pick_device() -> str:
@@ -11,14 +20,30 @@ def pick_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def send(values: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """Return a copy of host memory on a device.
+def send(values: NDArray[Any], device: torch.device | str) -> torch.Tensor:
+    """Return a copy of an array on a device.
 
     To a GPU from pinned memory, so that it is copied while the GPU does what it was told before.
     """
-    if torch.device(device).type == "cuda":
-        return values.pin_memory().to(device, non_blocking=True)
-    return values.to(device)
+    if torch.device(device).type != "cuda":
+        return torch.from_numpy(values.copy()).to(device)
+    dtype = torch.from_numpy(np.empty(0, values.dtype)).dtype
+    pinned = torch.empty(values.shape, dtype=dtype, pin_memory=True)
+    pinned.numpy()[...] = values
+    return pinned.to(device, non_blocking=True)
+
+
+def fetch(values: torch.Tensor) -> NDArray[Any]:
+    """Return values in the memory of the host.
+
+    From a GPU in pinned memory, which torch keeps for the next: into memory that is new to the
+    process, megabytes take several times as long.
+    """
+    if not values.is_cuda:
+        return values.numpy()
+    pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    pinned.copy_(values)
+    return pinned.numpy()
 
 
 def num_gpus() -> int:

@@ -24,6 +24,12 @@ class MaskFormerProposer:
         self._model = model.eval().requires_grad_(False)
         self._device = next(model.parameters()).device
 
+    def lower(self, dtype: torch.dtype) -> None:
+        """Prepare the network for half precision."""
+        from pipeline.models.half_precision import lower
+
+        lower(self._model, dtype)
+
     @torch.inference_mode()
     def propose(self, images: Sequence[NDArray[np.uint8]]) -> list[Proposals]:
         """Return the proposals of RGB images (H, W, 3); their padded sizes must be equal."""
@@ -57,7 +63,7 @@ def network_input(
     std_311 = torch.tensor(config.pixel_std, device=device)[:, None, None]
     batch_B3HW = torch.zeros((len(images), 3, *padded), device=device)
     for row_3HW, image_HW3 in zip(batch_B3HW, images, strict=True):
-        pixels_3HW = send(torch.from_numpy(image_HW3.copy()), device).permute(2, 0, 1)
+        pixels_3HW = send(image_HW3, device).permute(2, 0, 1)
         _, height, width = pixels_3HW.shape
         row_3HW[:, :height, :width] = (pixels_3HW.float() - mean_311) / std_311
     return batch_B3HW
@@ -89,4 +95,5 @@ MASKFORMER: Final = ProposerEntry(
     summary="MaskFormer with a text-aligned query head (the paper's); embedded tiny one by default",
     describe=_describe,
     load=_load,
+    lower=MaskFormerProposer.lower,
 )

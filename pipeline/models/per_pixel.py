@@ -86,6 +86,12 @@ class PixelEmbeddings:
         self._network = network.eval().requires_grad_(False)
         self._device = next(network.parameters()).device
 
+    def lower(self, dtype: torch.dtype) -> None:
+        """Prepare the network for half precision."""
+        from pipeline.models.half_precision import lower
+
+        lower(self._network, dtype)
+
     @torch.inference_mode()
     def embed_pixels(self, images: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
         """Return embeddings (D, h, w) of RGB images (H, W, 3) of one padded size."""
@@ -126,4 +132,5 @@ PER_PIXEL: Final = ProposerEntry(
     "(needs weights)",
     describe=_describe,
     load=_load,
+    lower=PixelEmbeddings.lower,
 )

@@ -152,7 +152,7 @@ class _Family:
         summary = (
             f"masks of everything by {self.name.upper()}, through transformers (needs weights)"
         )
-        return ProposerEntry(summary, self.describe, self.load)
+        return ProposerEntry(summary, self.describe, self.load, lower=lambda proposer, dtype: None)
 
 
 def _side(checkpoint: Checkpoint, config: Any, processor: Any) -> int:

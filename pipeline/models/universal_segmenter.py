@@ -265,4 +265,5 @@ UNIVERSAL_SEGMENTER: Final = ProposerEntry(
     summary="any MaskFormer, Mask2Former, OneFormer or EoMT of transformers (needs weights)",
     describe=_describe,
     load=_load,
+    lower=lambda proposer, dtype: None,  # as it is
 )

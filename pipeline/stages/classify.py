@@ -8,7 +8,8 @@ import pyarrow as pa
 from pipeline.stages.compact import compacted
 from pipeline.stages.embed import Embed
 from pipeline.stages.label import Label
-from schemas.annotation import ANNOTATED, ANNOTATED_AND_EMBEDDED, EMBEDDED
+from pipeline.stages.rows import rows_of
+from schemas.annotation import ANNOTATED, ANNOTATED_AND_EMBEDDED, EMBEDDED, table_from_rows
 from schemas.manifest import Encoding
 
 
@@ -34,10 +35,11 @@ class Classify:
 
     def __call__(self, images: pa.Table, /) -> pa.Table:
         """Return the annotated rows."""
-        embedded = self.embed(images)
-        annotated = self.label(embedded)
+        rows = self.embed.on_rows(rows_of(images))
+        annotated = table_from_rows(self.label.on_rows(rows), ANNOTATED)
         if not self.keep_embeddings:
             return annotated
+        embedded = table_from_rows(rows, EMBEDDED)
         if self.keep_embeddings == "compact":
             embedded = compacted(embedded, self.label.precision)
         for name in EMBEDDED.names:

@@ -16,8 +16,8 @@ from pipeline.masks import Precision
 from pipeline.models import RegionEmbedder, find_classifier
 from pipeline.models.clip import Clip, ClipSource
 from pipeline.models.device import pick_device, send
-from pipeline.stages.rows import Row, image_of, isolate_live
-from pipeline.stages.soft_masks import masks_of
+from pipeline.stages.rows import Row, image_of, isolate_live, rows_of
+from pipeline.stages.soft_masks import kept_on_gpu, masks_of
 from schemas.annotation import EMBEDDED, table_from_rows
 
 
@@ -49,14 +49,21 @@ class Embed:
 
     def __call__(self, images: pa.Table, /) -> pa.Table:
         """Return the embedded rows; images share CLIP's batches."""
-        rows = isolate_live(self._embed, images.to_pylist(), self.name)
-        kept = [{name: row[name] for name in EMBEDDED.names if name in row} for row in rows]
-        return table_from_rows(kept, EMBEDDED)
+        return table_from_rows(self.on_rows(rows_of(images)), EMBEDDED)
+
+    def on_rows(self, rows: Sequence[Row]) -> list[Row]:
+        """Return rows of which those of EMBEDDED are made, see `__call__`."""
+        absent = dict.fromkeys(EMBEDDED.names)
+        return [
+            {**absent, **{name: value for name, value in row.items() if name != "image"}}
+            for row in isolate_live(self._embed, rows, self.name)
+        ]
 
     @torch.inference_mode()
     def _embed(self, rows: Sequence[Row]) -> list[Row]:
         if not self.asks_clip:
             return list(rows)
+        rows = [kept_on_gpu(row, self.precision, self.divisor) for row in rows]
         found = self.embedder.embed(
             (_pixels(row), masks_of(row, self.precision, self.divisor)) for row in rows
         )
@@ -71,4 +78,4 @@ class Embed:
 
 
 def _pixels(row: Row) -> Tensor:
-    return send(torch.from_numpy(image_of(row).copy()), pick_device()).permute(2, 0, 1)
+    return send(image_of(row), pick_device()).permute(2, 0, 1)

@@ -33,7 +33,7 @@ from pipeline.quick_labels import quick_label_map
 from pipeline.resize import resize_nearest
 from pipeline.segments import encode_segments
 from pipeline.stages.compact import is_compact, vectors
-from pipeline.stages.rows import Row, is_quarantined, isolate_live, quarantine
+from pipeline.stages.rows import Row, is_quarantined, isolate_live, quarantine, rows_of
 from pipeline.stages.soft_masks import masks_of, pixel_embeds
 from pipeline.trust import HeadScores, SegmentTrust, segment_trust
 from pipeline.truth import Truths
@@ -67,8 +67,11 @@ class Label:
 
     def __call__(self, images: pa.Table, /) -> pa.Table:
         """Return the annotated rows."""
-        rows = isolate_live(self._label_all, images.to_pylist(), self.name)
-        return table_from_rows([self._written(row) for row in rows], ANNOTATED)
+        return table_from_rows(self.on_rows(rows_of(images)), ANNOTATED)
+
+    def on_rows(self, rows: Sequence[Row]) -> list[Row]:
+        """Return rows of ANNOTATED."""
+        return [self._written(row) for row in isolate_live(self._label_all, rows, self.name)]
 
     def _written(self, row: Row) -> Row:
         kept = {name: row[name] for name in ANNOTATED.names if name in row}

@@ -7,18 +7,28 @@ What travels on to the classifier is the resized image and the mask logits at st
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.masks import Precision, pack_logits
 from pipeline.models import Lookup, PixelEmbedder, Proposals, Proposer, find_proposer
-from pipeline.models.device import pick_device
+from pipeline.models.device import PRECISIONS, pick_device
 from pipeline.pixels import pack_pixels
 from pipeline.pruning import PruneSettings, prune
 from pipeline.resize import Size, padded_size
-from pipeline.stages.rows import Row, image_of, is_quarantined, isolate, quarantine
+from pipeline.stages.rows import (
+    Row,
+    image_of,
+    is_quarantined,
+    isolate,
+    quarantine,
+    rows_of,
+)
 from schemas.annotation import PROPOSED, table_from_rows
 
 
@@ -35,11 +45,16 @@ class Propose:
     precision: Precision
     modules: tuple[str, ...] = ()
     pruning: PruneSettings | None = None
+    arithmetic: str = "fp32"  # of the network, a key of PRECISIONS
 
     @cached_property
     def model(self) -> Proposer | Lookup | PixelEmbedder:
         """The proposer, loaded at first use."""
-        return find_proposer(self.proposer, self.modules).load(self.weights, pick_device())
+        entry = find_proposer(self.proposer, self.modules)
+        model = entry.load(self.weights, pick_device())
+        if self.arithmetic != "fp32" and entry.lower is not None:
+            entry.lower(model, PRECISIONS[self.arithmetic])
+        return model
 
     def warm_up(self) -> None:
         """Load the model."""
@@ -47,7 +62,7 @@ class Propose:
 
     def __call__(self, images: pa.Table, /) -> pa.Table:
         """Return the proposals; images of one padded size share a forward pass."""
-        rows = images.to_pylist()
+        rows = rows_of(images)
         by_size: dict[Size, list[int]] = {}
         for index, row in enumerate(rows):
             if is_quarantined(row):
@@ -63,13 +78,20 @@ class Propose:
 
     def _propose(self, rows: Sequence[Row]) -> list[Row]:
         model = self.model
-        if isinstance(model, PixelEmbedder):
-            embeds = model.embed_pixels([image_of(row) for row in rows])
-            return [self._with_pixels(*pair) for pair in zip(rows, embeds, strict=True)]
         if isinstance(model, Lookup):
             return [self._look_up(model, row) for row in rows]
-        found = model.propose([image_of(row) for row in rows])
+        images = [image_of(row) for row in rows]
+        if isinstance(model, PixelEmbedder):
+            with self._in_precision():
+                embeds = model.embed_pixels(images)
+            return [self._with_pixels(*pair) for pair in zip(rows, embeds, strict=True)]
+        with self._in_precision():
+            found = model.propose(images)
         return [self._packed(*pair) for pair in zip(rows, found, strict=True)]
+
+    def _in_precision(self) -> torch.autocast:
+        dtype = PRECISIONS[self.arithmetic]
+        return torch.autocast(pick_device(), dtype, enabled=dtype != torch.float32)
 
     def _look_up(self, model: Lookup, row: Row) -> Row:
         size = (row["height"], row["width"])
@@ -86,7 +108,7 @@ class Propose:
         packed = pack_logits(found.mask_logits_Qhw, self.precision)
         return {
             **row,
-            "mask_logits": packed.tobytes(),
+            "mask_logits": _bytes_of(packed),
             "n_proposals": packed.shape[0],
             "mask_height": packed.shape[1],
             "mask_width": packed.shape[2],
@@ -97,7 +119,12 @@ class Propose:
     def _with_pixels(self, row: Row, embeds_Dhw: Tensor) -> Row:
         packed = pack_pixels(embeds_Dhw, self.precision)
         grid = {"mask_height": packed.shape[1], "mask_width": packed.shape[2]}
-        return {**row, **grid, "pixel_embeds": packed.tobytes()}
+        return {**row, **grid, "pixel_embeds": _bytes_of(packed)}
+
+
+def _bytes_of(values: NDArray[Any]) -> memoryview:
+    """Return the memory of an array as it is: megabytes, of which every copy counts."""
+    return values.reshape(-1).view(np.uint8).data
 
 
 def _to_bytes(values: Tensor | None) -> bytes | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from schemas.annotation import QUARANTINED
@@ -14,6 +15,24 @@ from schemas.errors import SegmillError
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+
+
+def rows_of(table: pa.Table) -> list[Row]:
+    """Return the rows as dictionaries, in which large binaries are views of the table's memory.
+
+    Masks and pixels are megabytes an image: `Table.to_pylist` would copy them.
+    """
+    columns = [
+        [_view(value) for value in column] if pa.types.is_large_binary(column.type)
+        else column.to_pylist()
+        for column in table.columns
+    ]  # fmt: skip
+    names = table.column_names
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _view(value: pa.Scalar) -> memoryview | None:
+    return memoryview(value.as_buffer()) if value.is_valid else None
 
 
 def quarantine(row: Row, stage: str, code: str, message: str) -> Row:

@@ -11,6 +11,7 @@ from pipeline.resize import padded_size
 from pipeline.stages.compact import is_compact, picture_logits
 from pipeline.stages.rows import Row
 
+_KEPT: Final = "soft_masks"  # no column: beside those of a row, between two stages of an actor
 _CERTAIN: Final = 100.0  # a logit whose sigmoid is 1 in float32
 
 
@@ -24,6 +25,9 @@ def masks_of(row: Row, precision: Precision, divisor: int) -> SoftMasks:
 
     Without proposals, since its network compares pixels, the image as a whole is the one region.
     """
+    if _KEPT in row:
+        kept: SoftMasks = row[_KEPT]
+        return kept
     size = (row["image_height"], row["image_width"])
     if row["pixel_embeds"] is not None:
         everywhere_111 = torch.full((1, 1, 1), _CERTAIN, device=pick_device())
@@ -33,6 +37,16 @@ def masks_of(row: Row, precision: Precision, divisor: int) -> SoftMasks:
     else:
         logits_Qhw = _unpack(row, "mask_logits", row["n_proposals"], precision)
     return SoftMasks(logits_Qhw, padded_size(size, divisor), size)
+
+
+def kept_on_gpu(row: Row, precision: Precision, divisor: int) -> Row:
+    """Return the row with its masks as well, if they are on a GPU: another stage asks for them.
+
+    In the memory of the host they would be twice there, for a copy that costs next to nothing.
+    """
+    if pick_device() == "cpu":
+        return row
+    return {**row, _KEPT: masks_of(row, precision, divisor)}
 
 
 def pixel_embeds(row: Row, precision: Precision, num_dims: int) -> Tensor:

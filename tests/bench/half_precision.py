@@ -22,8 +22,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.models.clip import PRECISIONS, Clip, ClipSource
+from pipeline.models.clip import Clip, ClipSource
 from pipeline.models.crops import CropSettings, crop_regions
+from pipeline.models.device import PRECISIONS
 from pipeline.stages.propose import Propose
 from pipeline.synthetic import TEST_SEED, make_scene
 from tests.bench.scenes import agreement, decoded, embedded_classify, label_maps
