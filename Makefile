@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format lock weights bench-approximate bench-exact bench-half bench-memory \
+.PHONY: demo test check format lock weights bench bench-pipeline bench-engine bench-gpu bench-approximate bench-exact bench-half bench-memory \
   bench-precision bench-vocabulary bench-trust bench-promise bench-decoder bench-planning bench-incremental fuzz photos \
   chaos cluster-test ablations clean
 

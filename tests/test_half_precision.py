@@ -88,5 +88,7 @@ def test_only_half_precision_changes_fingerprints_and_a_network_is_needed():
     assert changed(proposer_precision="fp32") == []
     assert changed(proposer_precision="bf16") == ["proposal", "embedding", "label"]
     assert plan(proposer_precision="bf16").deciding["proposer_precision"] == "bf16"
-    with pytest.raises(ModelError, match="proposer_precision is bf16, .*'felzenszwalb' has no net"):
+    with pytest.raises(
+        ModelError, match=r"proposer_precision is bf16, .*'felzenszwalb' has no net"
+    ):
         plan(proposer="felzenszwalb", proposer_precision="bf16")

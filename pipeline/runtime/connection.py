@@ -107,11 +107,23 @@ def _watched_node() -> Iterator[None]:
 
 @contextmanager
 def _kept_sigterm() -> Iterator[None]:
-    """Keep the caller's handler of SIGTERM; that of Ray's C++ core aborts with a dump."""
+    """Keep the caller's handler of SIGTERM; that of Ray's C++ core aborts with a dump.
+
+    While Ray starts, another of its own is there, which exits with the number of the signal: the
+    caller's is called in its place.
+    """
     handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(handler) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+    is_ours = callable(handler) and threading.current_thread() is threading.main_thread()
+    try:
+        yield
+    except SystemExit as ended:
+        if is_ours and ended.code == signal.SIGTERM:
+            signal.signal(signal.SIGTERM, handler)
+            signal.raise_signal(signal.SIGTERM)
+        raise
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager

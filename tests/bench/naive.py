@@ -5,8 +5,10 @@
 No resume, no quarantine, no publication; an image that does not decode ends it.
 """
 
+import os
 import sys
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -15,17 +17,16 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate, normalize
 
-from pipeline.models.embedded import EMBEDDED_PROPOSER
-from pipeline.models.maskformer import MaskFormer
-from pipeline.models.maskformer_proposer import MaskFormerProposer
+from pipeline.models.contours import Contours
 
 PHOTOS, OUTPUT, CLIP, CLASSES, SHORT_EDGE = *sys.argv[1:5], int(sys.argv[5])
 
 
 class Label:
     def __init__(self) -> None:
-        names = open(CLASSES).read().split("\n")
-        self.proposer = MaskFormerProposer(MaskFormer.load(EMBEDDED_PROPOSER))
+        torch.set_num_threads(os.cpu_count())  # Ray gives an actor one
+        names = Path(CLASSES).read_text().split("\n")
+        self.proposer = Contours()
         self.clip, _, self.prepare = open_clip.create_model_and_transforms("ViT-B-32", CLIP)
         tokens = open_clip.get_tokenizer("ViT-B-32")([f"a photo of a {name}." for name in names])
         with torch.inference_mode():
@@ -41,8 +42,7 @@ class Label:
         pixels = np.asarray(small)
         height, width = pixels.shape[:2]
         logits = self.proposer.propose([pixels])[0].mask_logits_Qhw
-        padded = (-(-height // 32) * 32, -(-width // 32) * 32)
-        masks = interpolate(logits[None], padded, mode="bilinear")[0, :, :height, :width].sigmoid()
+        masks = interpolate(logits[None], (height, width), mode="bilinear")[0].sigmoid()
         masks = masks[(masks > 0.5).flatten(1).any(dim=1)]
         crops = []
         for mask in (masks > 0.5).numpy():
@@ -60,4 +60,4 @@ class Label:
 
 
 images = ray.data.read_images(PHOTOS, include_paths=True)
-images.map(Label, concurrency=1, num_cpus=2).write_parquet(OUTPUT)
+images.map(Label, concurrency=1).write_parquet(OUTPUT)

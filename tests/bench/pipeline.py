@@ -2,7 +2,7 @@
 
     python -m tests.bench.pipeline [photos]
 
-Photos of the sample data with their shorter side at 320, the embedded proposer, and a CLIP ViT-B/32
+Photos of the sample data with their shorter side at 320, regions of contours, and a CLIP ViT-B/32
 of full size with random weights: CLIP takes nearly all of the time. All three ways get the same
 photos and models on the same cores.
 
@@ -51,7 +51,7 @@ def main() -> None:
             "source": str(folder / "photos"), "vocabulary": str(EMBEDDED_VOCABULARY),
             "output": str(folder / "labels"), "clip": "ViT-B-32",
             "clip_weights": str(folder / "clip.safetensors"), "short_edge": SHORT_EDGE,
-            "ensemble_weight": 0.0,
+            "proposer": "contours",
         }  # fmt: skip
         naive_s = naive(folder)
         whole_s, flow = pipeline(settings)
@@ -102,8 +102,12 @@ def bare(config: AnnotateConfig, output: Path) -> float:
 
 def pipeline(settings: dict[str, Any]) -> tuple[float, dict[str, Any]]:
     """Return the seconds of a whole run, and what it measured of its flow."""
-    flags = [word for name, value in settings.items()
-             for word in (f"--{name.replace('_', '-')}", str(value)) if name != "source"]  # fmt: skip
+    flags = [
+        word
+        for name, value in settings.items()
+        if name != "source"
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
     segmill = str(Path(sys.executable).with_name("segmill"))
     command = [segmill, "annotate", settings["source"], *flags]
     seconds = timed(command)
