@@ -1,9 +1,9 @@
-"""How far labels and image vectors move when CLIP computes in half precision.
+"""How far labels and image vectors move when the networks compute in half precision.
 
     python -m tests.bench.half_precision [scenes] [photos]
 
-Labels: the embedded models on scenes of the test seed, each precision of CLIP against fp32, pixel
-by pixel. Vectors: a ViT-B/16 of full size with random weights on real photos, where the sample data
+Labels: the embedded models on scenes of the test seed, each precision of CLIP, and of CLIP and the
+proposer (`both`), against fp32, pixel by pixel. Vectors: a ViT-B/16 of full size with random weights on real photos, where the sample data
 is beside the checkout; `spread` is the mean distance between the vectors of two photos, what a
 difference has to be small against. Distances are 1 - cosine.
 """
@@ -42,11 +42,19 @@ def labels(count: int) -> dict[str, Any]:
     """Agreement with fp32, and accuracy against the truth, as shares of all pixels."""
     proposed = Propose("maskformer", None, 32, "float32")(decoded(TEST_SEED, count))
     maps = {name: label_maps(embedded_classify(name), proposed) for name in PRECISIONS}
+    for name in HALF:
+        propose = Propose("maskformer", None, 32, "float32", arithmetic=name)
+        images = decoded(TEST_SEED, count)
+        maps[f"both {name}"] = label_maps(embedded_classify(name), propose(images))
     truths = [make_scene(TEST_SEED, index).label_map_HW for index in range(count)]
     return {
         "scenes": count,
-        "agreement": {name: round(agreement(maps["fp32"], maps[name]), 6) for name in HALF},
-        "pixel_accuracy": {name: round(agreement(truths, maps[name]), 5) for name in PRECISIONS},
+        "agreement": {
+            name: round(agreement(maps["fp32"], found), 6) for name, found in maps.items()
+        },
+        "pixel_accuracy": {
+            name: round(agreement(truths, found), 5) for name, found in maps.items()
+        },
     }
 
 
