@@ -3,9 +3,10 @@
     python -m tests.bench.half_precision [scenes] [photos]
 
 Labels: the embedded models on scenes of the test seed, each precision of CLIP, and of CLIP and the
-proposer (`both`), against fp32, pixel by pixel. Vectors: a ViT-B/16 of full size with random weights
-on real photos, where the sample data is beside the checkout; `spread` is the mean distance between
-the vectors of two photos, what a difference has to be small against. Distances are 1 - cosine.
+proposer (`both`), against fp32, pixel by pixel. Vectors: a ViT-B/16 of full size with random
+weights on real photos, where the sample data is beside the checkout; `spread` is the mean distance
+between the vectors of two photos, what a difference has to be small against. Distances are
+1 - cosine.
 """
 
 import json
