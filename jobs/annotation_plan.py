@@ -15,6 +15,7 @@ from pipeline.models import (
     refuse_unseen,
 )
 from pipeline.models.clip import ClipCard, ClipSource
+from pipeline.models.weight_cache import local_copy, pinned
 from pipeline.prompts import Prompts, load_prompts
 from pipeline.pruning import PruneSettings
 from pipeline.sources import Listing, ListRules
@@ -25,6 +26,7 @@ from schemas.config import AnnotateConfig, ClassifierSettings
 from schemas.errors import ModelError
 from schemas.vocabulary import Vocabulary, read_vocabulary
 
+_WEIGHTS: Final = ("proposer_weights", "clip_weights")
 _PRUNING: Final = ("prune_min_area", "prune_min_stability", "prune_min_won")
 
 
@@ -48,10 +50,13 @@ class AnnotationPlan:
         a kind of it).
         """
         vocabulary = vocabulary or read_vocabulary(config.vocabulary)
+        config = config.model_copy(
+            update={name: pinned(getattr(config, name)) for name in _WEIGHTS}
+        )
         query_prompts = load_prompts(config.prompts)
         region_prompts = load_prompts(config.region_prompts or config.prompts)
         entry = find_proposer(config.proposer, config.proposer_modules)
-        proposer = entry.describe(config.proposer_weights)
+        proposer = entry.describe(local_copy(config.proposer_weights))
         refuse_unseen(config.proposer, proposer, vocabulary)
         if config.proposer_precision != "fp32" and entry.lower is None:
             raise ModelError(
@@ -64,8 +69,8 @@ class AnnotationPlan:
         clip = ClipSource.of(
             config.clip, config.clip_weights, config.clip_precision, config.crop_side
         )
-        clip_card = clip.describe()
-        classifier.check(clip, config)
+        clip_card = clip.on_this_machine().describe()
+        classifier.check(clip.on_this_machine(), config)
         if proposer.embedding_dim not in (None, clip_card.embedding_dim):
             raise ModelError(
                 f"proposer {config.proposer!r} has query embeddings of {proposer.embedding_dim} "

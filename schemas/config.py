@@ -86,7 +86,9 @@ class ProposerSettings(Config):
 
     proposer: str = Field("maskformer", description="mask proposal model; see `segmill models`")
     proposer_weights: str | None = Field(
-        None, description="directory of the proposer's weights; the embedded tiny model if absent"
+        None,
+        description="directory of the proposer's weights, here or in a store (s3://...: every "
+        "machine fetches it once); the embedded tiny model if absent",
     )
     proposer_precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32",
@@ -127,8 +129,8 @@ class ClassifierSettings(Config):
     )
     clip_weights: str | None = Field(
         None,
-        description="open_clip tag, or a .safetensors / .pt file, for an architecture name; for "
-        "a file of OpenAI's weights one that ends in -quickgelu",
+        description="open_clip tag, or a .safetensors / .pt file, here or in a store, for an "
+        "architecture name; for a file of OpenAI's weights one that ends in -quickgelu",
     )
     clip_precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="arithmetic of CLIP's towers"

@@ -4,6 +4,7 @@ import os
 import pickle
 from contextlib import suppress
 
+import fsspec
 import numpy as np
 import open_clip
 import pytest
@@ -131,6 +132,17 @@ def test_an_architecture_loads_a_file_of_weights(tiny, tiny_arch, tmp_path, suff
     assert source.describe().weights_sha256
     expected_ND = Clip.load(ClipSource(tiny)).encode_text(["a cat"])
     np.testing.assert_allclose(Clip.load(source).encode_text(["a cat"]), expected_ND, atol=1e-6)
+
+
+def test_a_file_of_weights_may_be_in_a_store(tiny, tiny_arch, tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGMILL_WEIGHTS_CACHE", str(tmp_path))
+    path = f"{tiny.removeprefix('local-dir:')}/open_clip_model.safetensors"
+    fsspec.filesystem("memory").put_file(path, "/weights/clip.safetensors")
+    source = ClipSource(tiny_arch, "memory://weights/clip.safetensors")
+    here = source.on_this_machine()
+    assert here.describe() == ClipSource(tiny_arch, path).describe()
+    vectors_ND = [Clip.load(one).encode_text(["a cat"]) for one in (source, ClipSource(tiny))]
+    np.testing.assert_allclose(*vectors_ND, atol=1e-6)
 
 
 def attack(marker):

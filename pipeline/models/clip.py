@@ -5,7 +5,7 @@ Dimension key: N prompts or crops, D embedding, S side of the square input.
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 from pipeline.models.device import PRECISIONS
 from pipeline.models.embedded import EMBEDDED_CLIP
 from pipeline.models.prompted_names import PromptedNames
+from pipeline.models.weight_cache import local_copy
 from pipeline.models.weights import TORCH_SUFFIXES, sha256_of
 from pipeline.prompts import LearnedPrompt, Prompts, text_classifier
 from schemas.errors import ModelError
@@ -60,6 +61,10 @@ class ClipSource:
         """Return the source of a setting; `embedded` is the tiny CLIP that Segmill carries."""
         full_name = f"local-dir:{EMBEDDED_CLIP}" if name == "embedded" else name
         return cls(full_name, weights, precision, side)
+
+    def on_this_machine(self) -> "ClipSource":
+        """Return the source with the path of a copy in the place of a URL; raises ModelError."""
+        return replace(self, weights=local_copy(self.weights))
 
     def describe(self) -> ClipCard:
         """Return what must be known before loading; raises ModelError if it cannot be loaded."""
@@ -204,6 +209,7 @@ class Clip:
     @classmethod
     def load(cls, source: ClipSource, device: str = "cpu") -> "Clip":
         """Load by open_clip; raises ModelError with the source's name when that fails."""
+        source = source.on_this_machine()
         source.check()
         source.config()
         try:

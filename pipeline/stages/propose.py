@@ -18,6 +18,7 @@ from torch import Tensor
 from pipeline.masks import Precision, pack_logits
 from pipeline.models import Lookup, PixelEmbedder, Proposals, Proposer, find_proposer
 from pipeline.models.device import PRECISIONS, pick_device
+from pipeline.models.weight_cache import local_copy
 from pipeline.pixels import pack_pixels
 from pipeline.pruning import PruneSettings, prune
 from pipeline.resize import Size, padded_size
@@ -51,7 +52,7 @@ class Propose:
     def model(self) -> Proposer | Lookup | PixelEmbedder:
         """The proposer, loaded at first use."""
         entry = find_proposer(self.proposer, self.modules)
-        model = entry.load(self.weights, pick_device())
+        model = entry.load(local_copy(self.weights), pick_device())
         if self.arithmetic != "fp32" and entry.lower is not None:
             entry.lower(model, PRECISIONS[self.arithmetic])
         return model
