@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
 
+@cache
 def pick_device() -> str:
     """Return "cuda" where this process was given a GPU, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
