@@ -70,8 +70,10 @@ def fuse(
         clip_only_QK = region_probs_VK.new_zeros((len(valid_Q), num_classes))
         clip_only_QK[valid_Q] = region_probs_VK
         return clip_only_QK
-    clip_QK = torch.ones_like(query_probs_QK)
-    clip_QK[valid_Q] = region_probs_VK
+    clip_QK = region_probs_VK
+    if len(region_probs_VK) < len(valid_Q):
+        clip_QK = torch.ones_like(query_probs_QK)
+        clip_QK[valid_Q] = region_probs_VK
     seen = torch.zeros(num_classes, dtype=torch.bool) if seen_K is None else seen_K
     query_exponent_K = torch.where(seen.to(clip_QK.device), weight, 1.0 - weight)
     fused_QK = query_probs_QK**query_exponent_K * clip_QK ** (1.0 - query_exponent_K)
@@ -105,6 +107,19 @@ class LabelMap:
             scores[tile.rows] = best_TW / tile.evidence_TW.clamp_min(LEAST_EVIDENCE)
             margins[tile.rows] = lead(tile.scores_KTW, best_TW, classes[tile.rows], dim=0)
         return cls(classes, scores, margins)
+
+    def kept(self, min_score: float) -> "LabelMap":
+        """Return the map with class -1 where a pixel is of no segment.
+
+        That is where its score is below `min_score`, and where there is no evidence (score 0).
+        """
+        least = max(min_score, torch.finfo(self.scores_HW.dtype).smallest_normal)
+        classes_HW = self.classes_HW.where(self.scores_HW >= least, -1)
+        return LabelMap(classes_HW, self.scores_HW, self.margins_HW)
+
+    def occurring(self) -> Tensor:
+        """Return the classes that occur, in ascending order."""
+        return (self.classes_HW.flatten() + 1).bincount()[1:].nonzero()[:, 0]
 
     def cpu(self) -> "LabelMap":
         """Return the same map in the memory of the host."""

@@ -53,7 +53,7 @@ def decode_logits(data: bytes, shape: tuple[int, int, int]) -> NDArray[np.float3
     if not num_masks:
         return np.zeros(shape, np.float32)
     with Image.open(BytesIO(data)) as picture:
-        levels = np.asarray(picture.convert("L"))
+        levels = np.asarray(picture if picture.mode == "L" else picture.convert("L"))
     block_height, block_width, per_column = _layout(num_masks, height, width)
     columns = -(-num_masks // per_column)
     expected = (per_column * block_height, columns * block_width)
@@ -61,7 +61,7 @@ def decode_logits(data: bytes, shape: tuple[int, int, int]) -> NDArray[np.float3
         raise ValueError(f"a picture of {levels.shape} pixels does not hold masks of {shape}")
     stacks = levels.reshape(per_column, block_height, columns, block_width).transpose(2, 0, 1, 3)
     levels_Qhw = stacks.reshape(-1, block_height, block_width)[:num_masks, :height, :width]
-    logits_Qhw: NDArray[np.float32] = _LOGIT_OF_LEVEL[levels_Qhw]
+    logits_Qhw: NDArray[np.float32] = _LOGIT_OF_LEVEL.take(levels_Qhw)
     return logits_Qhw
 
 

@@ -6,7 +6,7 @@ Dimension key: H W pixels, N segments, R runs.
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,44 @@ from pipeline.resize import Size
 IGNORE: Final = -1
 
 
+@dataclass(frozen=True, eq=False)
+class KeptLabels:
+    """A label map that is IGNORE where a pixel is of no segment, and sums over each class's pixels.
+
+    Kept pixels have a score above 0, and so has the sum of every class that occurs.
+    """
+
+    classes_HW: NDArray[np.integer[Any]]
+    scores_K: NDArray[np.float64]
+    margins_K: NDArray[np.float64] | None
+
+    @classmethod
+    def of(
+        cls,
+        classes_HW: NDArray[np.integer[Any]],
+        scores_HW: NDArray[np.float32],
+        margins_HW: NDArray[np.float32] | None,
+        num_classes: int,
+    ) -> Self:
+        """Add up what is known of every pixel; without `margins_HW` there are no margins."""
+        scores_K = class_sums(classes_HW, scores_HW, num_classes)
+        if margins_HW is None:
+            return cls(classes_HW, scores_K, None)
+        return cls(classes_HW, scores_K, class_sums(classes_HW, margins_HW, num_classes))
+
+    def occurring(self) -> NDArray[np.int64]:
+        """Return the classes that occur, in ascending order."""
+        return np.flatnonzero(self.scores_K)
+
+
+def class_sums(
+    classes: NDArray[np.integer[Any]], values: NDArray[np.floating[Any]], num_classes: int
+) -> NDArray[np.float64]:
+    """Return the sums (K,) of values over the points of each class; IGNORE is of none."""
+    sums = np.bincount(classes.ravel() + 1, values.ravel(), num_classes + 1)
+    return np.asarray(sums[1:], np.float64)
+
+
 def encode_segments(
     classes_HW: NDArray[np.integer[Any]],
     scores_HW: NDArray[np.float32],
@@ -24,21 +62,24 @@ def encode_segments(
     min_score: float,
     margins_HW: NDArray[np.float32] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return one segment per class that occurs, in order of class index.
+    """Return the segments of a label map, see `encode_kept`.
 
     Pixels scored below `min_score`, and pixels without any evidence (score 0), belong to no
-    segment. A segment's score and margin are means over its pixels (without `margins_HW` the margin
-    is None), its box is half-open XYXY, its counts are COCO's compressed RLE. The map is read once,
-    whatever the number of classes.
+    segment.
     """
-    kept_HW = np.where(
-        (scores_HW >= min_score) & (scores_HW > 0), classes_HW.astype(np.int32), IGNORE
-    )
-    bins = kept_HW.ravel() + 1
-    totals = np.bincount(bins, scores_HW.ravel(), len(names) + 1)[1:]
-    leads = None
-    if margins_HW is not None:
-        leads = np.bincount(bins, margins_HW.ravel(), len(names) + 1)[1:]
+    is_kept_HW = (scores_HW >= min_score) & (scores_HW > 0)
+    kept_HW = np.where(is_kept_HW, classes_HW.astype(np.int32, copy=False), IGNORE)
+    return encode_kept(KeptLabels.of(kept_HW, scores_HW, margins_HW, len(names)), names)
+
+
+def encode_kept(labels: KeptLabels, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return one segment per class that occurs, in order of class index.
+
+    A segment's score and margin are means over its pixels (None: it has no margin), its box is
+    half-open XYXY, its counts are COCO's compressed RLE. The map is read once, whatever the number
+    of classes.
+    """
+    kept_HW, leads = labels.classes_HW, labels.margins_K
     runs = _Runs.of(kept_HW)
     segments: list[dict[str, Any]] = []
     for class_index, area, box, counts in zip(
@@ -53,7 +94,7 @@ def encode_segments(
                 "segment_id": len(segments) + 1,
                 "label": names[class_index],
                 "class_index": class_index,
-                "score": min(float(totals[class_index]) / area, 1.0),
+                "score": min(float(labels.scores_K[class_index]) / area, 1.0),
                 "margin": None if leads is None else min(float(leads[class_index]) / area, 1.0),
                 "area": area,
                 "box": box,
@@ -73,11 +114,11 @@ class _Runs:
 
     starts_R: NDArray[np.int64]
     stops_R: NDArray[np.int64]
-    classes_N: NDArray[np.int32]
+    classes_N: NDArray[np.integer[Any]]
     first_N: NDArray[np.int64]
 
     @classmethod
-    def of(cls, kept_HW: NDArray[np.int32]) -> "_Runs":
+    def of(cls, kept_HW: NDArray[np.integer[Any]]) -> "_Runs":
         """Return the runs of all classes but IGNORE."""
         kept = kept_HW.ravel(order="F")
         edges = np.flatnonzero(kept[1:] != kept[:-1]) + 1
@@ -109,7 +150,7 @@ class _Runs:
         """
         if not len(self.classes_N):
             return []
-        before_R = np.roll(self.stops_R, 1)
+        before_R = np.append(0, self.stops_R[:-1])
         before_R[self.first_N] = 0
         counts = np.stack([self.starts_R - before_R, self.stops_R - self.starts_R], axis=1).ravel()
         ends_N = np.append(self.first_N[1:], len(self.starts_R))
@@ -119,7 +160,8 @@ class _Runs:
         length_N = 2 * (ends_N - self.first_N) + has_tail_N
         start_N = length_N.cumsum() - length_N
         position = np.arange(len(counts)) - np.repeat(start_N, length_N)
-        written = counts - np.where(position > 2, np.roll(counts, 2), 0)
+        written = counts.copy()
+        written[2:] -= np.where(position[2:] > 2, counts[:-2], 0)
         text, text_length = _digits(written)
         cuts = np.append(0, text_length.cumsum())[np.append(start_N, len(counts))].tolist()
         return [text[start:stop] for start, stop in itertools.pairwise(cuts)]

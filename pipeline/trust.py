@@ -19,14 +19,14 @@ h w grid of mask logits, H W original pixels.
 
 import math
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.fusion import LEAST_EVIDENCE, LabelMap
+from pipeline.fusion import LEAST_EVIDENCE
 from pipeline.masks import SoftMasks
 
 STABILITY_OFFSET: Final = 1.0  # of the logits, as in SAM
@@ -61,35 +61,32 @@ class SegmentTrust:
 
 
 def segment_trust(
-    scores: HeadScores, masks: SoftMasks, labels: LabelMap, min_score: float
+    scores: HeadScores, masks: SoftMasks, kept_HW: Tensor, classes_N: Tensor
 ) -> SegmentTrust:
-    """Return disagreement and stability of the segments that `labels` are encoded as.
+    """Return disagreement and stability of the segments of a map (`LabelMap.kept`), of each class
+    that occurs in it.
 
     A segment's pixels are those at the nodes of the grid; one that has no node is taken whole, each
     pixel with the masks of the nearest node.
     """
-    is_kept_HW = (labels.scores_HW >= min_score) & (labels.scores_HW > 0)
-    kept_HW = labels.classes_HW.where(is_kept_HW, -1)
-    rows, columns = _Nodes.of(masks, 0, kept_HW), _Nodes.of(masks, 1, kept_HW)
-    at_nodes_P = kept_HW[rows.pixels][:, columns.pixels].flatten()
-    logits_Qhw = masks.logits_Qhw[:, : len(rows.pixels), : len(columns.pixels)]
-    nodes_P = torch.arange(len(at_nodes_P), device=kept_HW.device)
-    counts_K = (kept_HW + 1).flatten().bincount(minlength=scores.fused_QK.shape[1] + 1)[1:]
-    counted_K = (at_nodes_P + 1).bincount(minlength=len(counts_K) + 1)[1:]
-    without_node_K = (counts_K > 0) & (counted_K == 0)
-    if without_node_K.any():
-        whole_P = (is_kept_HW & without_node_K[kept_HW.clamp_min(0)]).flatten().nonzero()[:, 0]
-        width = kept_HW.shape[1]
-        nearest_P = rows.nearest[whole_P // width] * len(columns.pixels)
-        nodes_P = torch.cat([nodes_P, nearest_P + columns.nearest[whole_P % width]])
-        at_nodes_P = torch.cat([at_nodes_P, kept_HW.flatten()[whole_P]])
-    classes_N = counts_K.nonzero()[:, 0]
-    weights_NQ = _mask_mass(logits_Qhw, nodes_P, at_nodes_P, classes_N, len(counts_K))
+    rows, columns = (_Axis.of(masks, axis, length) for axis, length in enumerate(kept_HW.shape))
+    kept_hw = kept_HW.index_select(0, rows.pixels(kept_HW.device))
+    kept_hw = kept_hw.index_select(1, columns.pixels(kept_HW.device))
+    logits_Qhw = masks.logits_Qhw[:, : rows.nodes, : columns.nodes]
+    masks_PQ = logits_Qhw.flatten(1).sigmoid().T
+    is_of_NP = (classes_N[:, None] == kept_hw.flatten()).float()
+    weights_NQ = is_of_NP @ masks_PQ
+    for place in (is_of_NP.amax(dim=1) == 0).nonzero()[:, 0].tolist():
+        row_P, column_P = (kept_HW == classes_N[place]).nonzero(as_tuple=True)
+        nearest_P = rows.nearest(row_P) * columns.nodes + columns.nearest(column_P)
+        weights_NQ[place] = masks_PQ[nearest_P].sum(dim=0)
     weights_NQ *= scores.fused_QK.T[classes_N]
     disagreement_N = torch.full(classes_N.shape, torch.nan)
     if scores.query_QK is not None and scores.region_VK is not None:
-        between_V = divergence(scores.query_QK[scores.valid_Q], scores.region_VK)
-        disagreement_N = _weighted(weights_NQ[:, scores.valid_Q], between_V)
+        query_VK, weights_NV = scores.query_QK, weights_NQ
+        if len(scores.region_VK) < len(scores.valid_Q):
+            query_VK, weights_NV = query_VK[scores.valid_Q], weights_NQ[:, scores.valid_Q]
+        disagreement_N = _weighted(weights_NV, divergence(query_VK, scores.region_VK))
     return SegmentTrust(
         classes_N.cpu().numpy(),
         disagreement_N.cpu().numpy(),
@@ -103,53 +100,53 @@ def divergence(first_QK: Tensor, second_QK: Tensor) -> Tensor:
         scores / scores.sum(dim=1, keepdim=True).clamp_min(LEAST_EVIDENCE)
         for scores in (first_QK, second_QK)
     )
-    mixed_QK = (p_QK + q_QK) / 2
-    nats_Q = _entropy(mixed_QK) - (_entropy(p_QK) + _entropy(q_QK)) / 2
-    return (nats_Q / math.log(2)).clamp(0, 1)
+    # Entropies of both and of their mean, in one go.
+    probs_3QK = torch.stack([p_QK, q_QK, (p_QK + q_QK) / 2])
+    entropy_3Q = torch.special.entr(probs_3QK).sum(dim=2)
+    nats_Q = entropy_3Q[2] - (entropy_3Q[0] + entropy_3Q[1]) / 2
+    bits_Q: Tensor = (nats_Q / math.log(2)).clamp(0, 1)
+    return bits_Q
 
 
 def stability(logits_Qhw: Tensor) -> Tensor:
     """Return the stability (Q,) of masks; 0 for one that is nowhere above the lower threshold."""
-    certain_Q = (logits_Qhw > STABILITY_OFFSET).flatten(1).sum(dim=1)
-    possible_Q = (logits_Qhw > -STABILITY_OFFSET).flatten(1).sum(dim=1)
+    # Ones and zeros of the logits' own type: torch compares these at once, and booleans one by one.
+    certain_Q, possible_Q = (
+        torch.sub(logits_Qhw, threshold).gt_(0).flatten(1).sum(dim=1)
+        for threshold in (STABILITY_OFFSET, -STABILITY_OFFSET)
+    )
     return certain_Q / possible_Q.clamp_min(1)
 
 
-@dataclass(frozen=True, eq=False)
-class _Nodes:
+@dataclass(frozen=True)
+class _Axis:
     """The nodes of one axis that the image reaches, and its pixels, half-pixel centres both."""
 
-    pixels: Tensor  # the pixel nearest to each node
-    nearest: Tensor  # the node nearest to each pixel
+    length: int  # pixels
+    per_node: float  # pixels
+    nodes: int
 
     @classmethod
-    def of(cls, masks: SoftMasks, axis: int, image_HW: Tensor) -> "_Nodes":
-        length, device = image_HW.shape[axis], image_HW.device
+    def of(cls, masks: SoftMasks, axis: int, length: int) -> Self:
         num_nodes = masks.logits_Qhw.shape[1 + axis]
-        per_node = masks.padded[axis] / num_nodes * length / masks.size[axis]  # pixels
-        reached = min(num_nodes, max(1, round(length / per_node)))
-        nodes = (torch.arange(reached, device=device) + 0.5) * per_node - 0.5
-        places = (torch.arange(length, device=device) + 0.5) / per_node - 0.5
-        return cls(
-            nodes.round().long().clamp(0, length - 1), places.round().long().clamp(0, reached - 1)
-        )
+        per_node = masks.padded[axis] / num_nodes * length / masks.size[axis]
+        return cls(length, per_node, min(num_nodes, max(1, round(length / per_node))))
+
+    def pixels(self, device: torch.device) -> Tensor:
+        """Return the pixel nearest to each node."""
+        places = (np.arange(self.nodes) + 0.5) * self.per_node - 0.5
+        return _nearest(places, self.length).to(device)
+
+    def nearest(self, pixels_P: Tensor) -> Tensor:
+        """Return the node nearest to each of some pixels."""
+        places = (pixels_P.cpu().numpy() + 0.5) / self.per_node - 0.5
+        return _nearest(places, self.nodes).to(pixels_P.device)
 
 
-def _mask_mass(
-    logits_Qhw: Tensor, nodes_P: Tensor, labels_P: Tensor, classes_N: Tensor, num_classes: int
-) -> Tensor:
-    """Return the sum (N, Q) of every mask over the sampled pixels of every class."""
-    is_labelled_P = labels_P >= 0
-    masks_PQ = logits_Qhw.flatten(1).T[nodes_P[is_labelled_P]].sigmoid()
-    mass_KQ = masks_PQ.new_zeros((num_classes, masks_PQ.shape[1]))
-    return mass_KQ.index_add_(0, labels_P[is_labelled_P], masks_PQ)[classes_N]
+def _nearest(places: NDArray[np.floating[Any]], count: int) -> Tensor:
+    return torch.from_numpy(places.round().astype(np.int64).clip(0, count - 1))
 
 
 def _weighted(weights_NQ: Tensor, values_Q: Tensor) -> Tensor:
     """Return means (N,) of values; NaN where nothing has weight."""
     return (weights_NQ @ values_Q) / weights_NQ.sum(dim=1)
-
-
-def _entropy(probs_QK: Tensor) -> Tensor:
-    entropy_Q: Tensor = torch.special.entr(probs_QK).sum(dim=1)
-    return entropy_Q

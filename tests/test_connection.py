@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
+from pipeline.runtime import connection
 from pipeline.runtime.connection import _kept_sigterm
+from schemas.errors import SegmillError, SettingsError
 
 
 @pytest.fixture
@@ -46,3 +48,21 @@ def test_what_else_ends_the_start_goes_through(ours):
         signal.signal(signal.SIGTERM, of_ray)
         sys.exit(3)
     assert signal.getsignal(signal.SIGTERM) is ours
+
+
+def test_a_ray_that_does_not_start_is_told_in_one_line(monkeypatch):
+    def start(**options):
+        raise Exception("The current node timed out during startup.\nGCS may be overloaded")
+
+    monkeypatch.setattr(connection.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(connection.ray, "init", start)
+    with (
+        pytest.raises(SegmillError, match=r"Ray did not start: The current .*startup\.; run again"),
+        connection.cluster("local", None, 1),
+    ):
+        raise AssertionError("there is no Ray")
+    with (
+        pytest.raises(SettingsError, match="cannot reach Ray at 'head:6379': The current node"),
+        connection.cluster("head:6379", None, 1),
+    ):
+        raise AssertionError("there is no Ray")

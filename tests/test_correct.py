@@ -1,6 +1,7 @@
 """Corrections of people: taken back, kept through later runs, used by whoever reads the dataset."""
 
 import json
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,18 @@ def answer(tmp_path, tasks, *results):
 
 def take(dataset, path):
     return correct(CorrectConfig(dataset=dataset, reviews=path))
+
+
+def polygon(label, *points):
+    """A polygon as Label Studio tells it: in hundredths of the sides."""
+    height, width = SIZE
+    return {
+        "type": "polygonlabels", "original_height": height, "original_width": width,
+        "value": {
+            "points": [[100 * x / width, 100 * y / height] for x, y in points], "closed": True,
+            "polygonlabels": [label],
+        },
+    }  # fmt: skip
 
 
 EVERYTHING = [region("sky", np.ones(SIZE, bool)), region("sea", SEA_HW)]
@@ -172,16 +185,45 @@ def test_cvat_is_taken_as_well(made, tmp_path):
     assert all((truth_of(row)[:, 3:] == NAMES.index("sea")).all() for row in drawn)
 
 
+def test_polygons_are_taken_beside_brush_masks(made, tmp_path):
+    dataset, tasks = made
+    sea = polygon("sea", (0, 0), (6, 0), (6, 2), (0, 2))
+    assert take(dataset, answer(tmp_path, tasks, [EVERYTHING[0], sea], None)).taken == 1
+    (row,) = (row for row in rows_of(dataset) if row["annotator"] == HUMAN)
+    expected_HW = np.where(SEA_HW, NAMES.index("sea"), NAMES.index("sky"))
+    np.testing.assert_array_equal(truth_of(row), expected_HW)
+
+
+def test_polygons_of_cvat_lie_in_the_order_of_their_depth(made, tmp_path):
+    dataset, _ = made
+    path = tmp_path / "tasks.xml"
+    review(ReviewConfig(dataset=dataset, output=path, format="cvat", budget=1))
+    root = ET.parse(path)
+    (image,) = root.iter("image")
+    image[:] = []
+    for label, points, depth in (
+        ("sea", "0.00,0.00;6.00,0.00;6.00,2.00;0.00,2.00", "1"),
+        ("sky", "0,0;6,0;6,4;0,4", "0"),
+    ):
+        ET.SubElement(image, "polygon", label=label, points=points, z_order=depth)
+    root.write(path)
+    assert take(dataset, path).taken == 1
+    (row,) = (row for row in rows_of(dataset) if row["annotator"] == HUMAN)
+    expected_HW = np.where(SEA_HW, NAMES.index("sea"), NAMES.index("sky"))
+    np.testing.assert_array_equal(truth_of(row), expected_HW)
+
+
 @pytest.mark.parametrize(
     "result, message",
     [
         ([region("dragon", SEA_HW)], "'dragon', which is no class of the dataset"),
         ([region("sky", np.ones((2, 2), bool))], "its image is 2 x 2, not 4 x 6"),
-        ([region("sky", SEA_HW) | {"type": "polygonlabels"}], "'polygonlabels'; only brush"),
+        ([region("sky", SEA_HW) | {"type": "rectanglelabels"}], "'rectanglelabels'; only brush"),
         ([{"type": "brushlabels", "value": {}}], "type 'brushlabels'"),
+        ([polygon("sky", (0, 0), (6, 4))], "'sky': a polygon of 2 vertices"),
         (None, "no task that somebody has finished"),
     ],
-    ids=["class", "size", "polygon", "torn", "unfinished"],
+    ids=["class", "size", "rectangle", "torn", "line", "unfinished"],
 )
 def test_what_does_not_fit_is_refused_and_nothing_published(made, tmp_path, result, message):
     dataset, tasks = made

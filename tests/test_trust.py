@@ -8,13 +8,12 @@ from pipeline import fusion
 from pipeline.fusion import label_map
 from pipeline.masks import SoftMasks, mask_probs
 from pipeline.models.clip import ClipSource
-from pipeline.quick_labels import quick_label_map
 from pipeline.stages.compact import compacted
 from pipeline.trust import HeadScores, divergence, segment_trust, stability
 from schemas.annotation import EMBEDDED, table_from_rows
 from tests.bench.trust import embedded, unit
 from tests.classify import make_classify
-from tests.test_quick_labels import PADDED, RESIZED, SIZES, scene
+from tests.test_quick_labels import PADDED, RESIZED, scene
 
 
 @pytest.mark.parametrize("tile_floats", [1, 2**20], ids=["row by row", "whole"])
@@ -35,14 +34,6 @@ def test_a_class_without_rival_leads_by_all():
 
 def test_without_evidence_there_is_no_margin():
     assert not label_map(torch.zeros(0, 4), torch.zeros(0, 2, 3), (2, 3)).margins_HW.any()
-
-
-@pytest.mark.parametrize("size", SIZES, ids=["same", "smaller", "larger"])
-def test_margins_of_quick_labels_are_nearly_those_of_the_whole_computation(size):
-    logits_Qhw, scores_QK = scene()
-    whole = label_map(scores_QK, mask_probs(logits_Qhw, PADDED, RESIZED), size)
-    quick = quick_label_map(scores_QK, logits_Qhw, (PADDED, RESIZED, size), 0.0)
-    assert (quick.margins_HW - whole.margins_HW).abs().mean() < 0.03
 
 
 def test_divergence_is_between_equal_and_disjoint():
@@ -71,9 +62,14 @@ def two_halves(query, clip, valid=(True, True)):
     return scores, masks, label_map(fused_QK, masks, (32, 32))
 
 
+def trust_of(scores, masks, labels, min_score=0.0):
+    kept = labels.kept(min_score)
+    return segment_trust(scores, masks, kept.classes_HW, kept.occurring())
+
+
 def test_segments_have_the_measures_of_their_proposals():
     same, apart = [[0.9, 0.1], [1.0, 0.0]], [[0.9, 0.1], [0.0, 1.0]]
-    trust = segment_trust(*two_halves(same, apart), 0.0)
+    trust = trust_of(*two_halves(same, apart))
     left, right = trust.of(0), trust.of(1)
     assert left["disagreement"] < 0.01 and right["disagreement"] > 0.99
     assert left["stability"] > 0.99 and right["stability"] < 0.01
@@ -82,12 +78,12 @@ def test_segments_have_the_measures_of_their_proposals():
 def test_one_head_alone_cannot_disagree():
     both = [[0.9, 0.1], [0.0, 1.0]]
     for heads in ((both, None), (None, both)):
-        trust = segment_trust(*two_halves(*heads), 0.0)
+        trust = trust_of(*two_halves(*heads))
         assert trust.of(0)["disagreement"] is None and trust.of(0)["stability"] > 0.99
 
 
 def test_proposals_without_a_crop_do_not_count():
-    trust = segment_trust(*two_halves([[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0]], (True, False)), 0.0)
+    trust = trust_of(*two_halves([[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0]], (True, False)))
     assert trust.of(0)["disagreement"] == pytest.approx(1.0)
 
 
@@ -95,13 +91,13 @@ def test_a_segment_between_the_nodes_has_its_measures_too():
     scores, masks, labels = two_halves([[0.9, 0.1]] * 2, [[0.9, 0.1]] * 2)
     labels.classes_HW[:] = 0
     labels.classes_HW[17, 20] = 1  # nodes are at 4n + 1 or 2
-    trust = segment_trust(scores, masks, labels, 0.0)
+    trust = trust_of(scores, masks, labels)
     assert trust.classes_N.tolist() == [0, 1]
     assert trust.of(1)["stability"] < 0.1  # the mask of the right half
 
 
 def test_pixels_under_the_threshold_are_of_no_segment():
-    trust = segment_trust(*two_halves([[0.9, 0.1]] * 2, [[0.9, 0.1]] * 2), 0.95)
+    trust = trust_of(*two_halves([[0.9, 0.1]] * 2, [[0.9, 0.1]] * 2), 0.95)
     assert not len(trust.classes_N)
 
 

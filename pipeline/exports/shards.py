@@ -175,12 +175,19 @@ def _read(dataset: str, rows: Rows) -> Iterator[tuple[int, pa.Table]]:
         # Buffered: else whole columns of a row group, thousands of images, would be in memory.
         file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER_BYTES)
         groups, position = _groups(file, rows.start, end)
-        for batch in file.iter_batches(_ROWS, row_groups=groups, columns=list(_COLUMNS)):
+        # In one thread: Arrow's others keep memory of their own.
+        for batch in file.iter_batches(
+            _ROWS, row_groups=groups, columns=list(_COLUMNS), use_threads=False
+        ):
             first, last = max(position, rows.start), min(position + len(batch), end)
             if first < last:
                 table = pa.Table.from_batches([batch.slice(first - position, last - first)])
                 yield rows.number + first - rows.start, table
             position += len(batch)
+            if position >= end:  # the rest of the row group is of other shards
+                break
+        # What was read for them is given back, and not kept for what Arrow may read next.
+        pa.default_memory_pool().release_unused()
 
 
 def _groups(file: pq.ParquetFile, start: int, end: int) -> tuple[list[int], int]:

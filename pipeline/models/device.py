@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -15,6 +16,7 @@ PRECISIONS: Final[Mapping[str, torch.dtype]] = {
 }
 
 
+@cache
 def pick_device() -> str:
     """Return "cuda" where this process was given a GPU, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pipeline.exports.cvat import mask_of_runs
 from pipeline.exports.label_studio import brush_mask
 from pipeline.resize import Size
+from pipeline.review.polygons import polygon_mask
 from pipeline.segments import IGNORE
 from schemas.errors import SettingsError
 
@@ -24,8 +25,11 @@ from schemas.errors import SettingsError
 WORTH: Final = "worth"
 RANDOM: Final = "random"
 
-_MASK: Final = "mask"  # of CVAT
-_BRUSH: Final = "brushlabels"  # of Label Studio
+# Of CVAT, and of Label Studio.
+_MASK: Final = "mask"
+_POLYGON: Final = "polygon"
+_BRUSH: Final = "brushlabels"
+_POLYGONS: Final = "polygonlabels"
 
 
 @dataclass(frozen=True)
@@ -102,30 +106,44 @@ def _of_label_studio(path: Path, tasks: list[dict[str, Any]]) -> Iterator[Review
         yield Reviewed(
             place=place,
             image=data["image_id"],
-            regions=tuple(_brush_region(place, region) for region in drawn),
+            regions=tuple(_drawn_region(place, region) for region in drawn),
             bytes_sha256=data.get("bytes_sha256"),
             version=data.get("segmill_version"),
             chosen=data.get("chosen"),
         )
 
 
-def _brush_region(place: str, region: dict[str, Any]) -> Region:
-    if region["type"] != _BRUSH or region["value"].get("format") != "rle":
+def _drawn_region(place: str, region: dict[str, Any]) -> Region:
+    kind, value = region["type"], region["value"]
+    if kind not in (_BRUSH, _POLYGONS) or (kind == _BRUSH and value.get("format") != "rle"):
         raise SettingsError(
-            f"{place} has a region of type {region['type']!r}; only brush masks ({_BRUSH}) are "
-            "taken"
+            f"{place} has a region of type {kind!r}; only brush masks ({_BRUSH}) and polygons "
+            f"({_POLYGONS}) are taken"
         )
     told = (region["original_height"], region["original_width"])
-    labels = region["value"][_BRUSH]
+    labels = value[kind]
     if len(labels) != 1:
         raise SettingsError(f"{place} has a region of {len(labels)} labels; it must have one")
-    return Region(labels[0], partial(_brush, region["value"]["rle"], told))
+    if kind == _BRUSH:
+        return Region(labels[0], partial(_brush, value["rle"], told))
+    # Label Studio counts in hundredths of the image's sides.
+    points = [(x * told[1] / 100, y * told[0] / 100) for x, y in value["points"]]
+    return Region(labels[0], partial(_polygon, points, told))
 
 
 def _brush(rle: list[int], told: Size, size: Size) -> NDArray[np.bool_]:
+    _check_size(told, size)
+    return brush_mask(rle, size)
+
+
+def _polygon(points: list[tuple[float, float]], told: Size, size: Size) -> NDArray[np.bool_]:
+    _check_size(told, size)
+    return polygon_mask(points, size)
+
+
+def _check_size(told: Size, size: Size) -> None:
     if told != size:
         raise ValueError(f"its image is {told[0]} x {told[1]}, not {size[0]} x {size[1]}")
-    return brush_mask(rle, size)
 
 
 def _of_cvat(path: Path, root: ET.Element) -> Iterator[Reviewed]:
@@ -145,23 +163,24 @@ def _of_cvat(path: Path, root: ET.Element) -> Iterator[Reviewed]:
 
 
 def _cvat_region(place: str, shape: ET.Element, told: Size) -> Region:
+    label = shape.attrib["label"]
+    if shape.tag == _POLYGON:
+        pairs = (pair.split(",") for pair in shape.attrib["points"].split(";"))
+        return Region(label, partial(_polygon, [(float(x), float(y)) for x, y in pairs], told))
     if shape.tag != _MASK:
-        raise SettingsError(f"{place} has a {shape.tag}; only masks are taken")
+        raise SettingsError(f"{place} has a {shape.tag}; only masks and polygons are taken")
     left, top, width, height = (
         int(shape.attrib[name]) for name in ("left", "top", "width", "height")
     )
     runs = [int(number) for number in shape.attrib["rle"].split(",")]
-    return Region(
-        shape.attrib["label"], partial(_cvat_mask, runs, (left, top, width, height), told)
-    )
+    return Region(label, partial(_cvat_mask, runs, (left, top, width, height), told))
 
 
 def _cvat_mask(
     runs: list[int], box: tuple[int, int, int, int], told: Size, size: Size
 ) -> NDArray[np.bool_]:
+    _check_size(told, size)
     left, top, width, height = box
-    if told != size:
-        raise ValueError(f"its image is {told[0]} x {told[1]}, not {size[0]} x {size[1]}")
     if left < 0 or top < 0 or left + width > size[1] or top + height > size[0]:
         raise ValueError(f"it reaches out of the image: box {box}")
     mask_HW = np.zeros(size, bool)

@@ -15,7 +15,7 @@ from ray._private.authentication.authentication_token_setup import (
 )
 
 from pipeline.cores import cores
-from schemas.errors import SettingsError
+from schemas.errors import SegmillError, SettingsError
 
 _POLL_S: Final = 0.5
 _CODE: Final = Path(__file__).resolve().parents[2]
@@ -33,7 +33,8 @@ def cluster(
     A process that is connected already (a driver inside a Ray job, a test session) stays so. The
     token of a cluster is found the way Ray finds it: RAY_AUTH_TOKEN, a file that
     RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token. With `ship_code` workers get the code of this
-    process. Raises SettingsError when the address does not answer, or refuses the token.
+    process. Raises SettingsError when the address does not answer, or refuses the token, and
+    SegmillError when Ray does not start here.
     """
     if ray.is_initialized():
         yield
@@ -59,11 +60,15 @@ def cluster(
     try:
         with _kept_sigterm(), _silent_start(level):
             ray.init(logging_level=level, log_to_driver=level <= logging.INFO, **options)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except Exception as error:  # a node that starts too slowly raises nothing more special
         reason = (str(error).strip().splitlines() or [""])[0]
+        if address == "local":
+            raise SegmillError(f"Ray did not start: {reason}; run again to go on") from None
         # Ray does not say which of the two it was.
-        token = "" if address == "local" else " (is it up, and is the token that of the cluster?)"
-        raise SettingsError(f"cannot reach Ray at {address!r}: {reason}{token}") from None
+        raise SettingsError(
+            f"cannot reach Ray at {address!r}: {reason} (is it up, and is the token that of the "
+            "cluster?)"
+        ) from None
     # Ray logs as errors, with tracebacks, what it tries again, and what reaches us as exceptions.
     # Said after the start, which sets the level anew.
     logging.getLogger("ray").setLevel(level if level <= logging.INFO else logging.CRITICAL)

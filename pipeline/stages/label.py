@@ -29,9 +29,9 @@ from pipeline.masks import Precision, SoftMasks
 from pipeline.models.device import pick_device
 from pipeline.oracle import oracle_scores
 from pipeline.pixels import PixelScorer, pixel_score_tiles
-from pipeline.quick_labels import quick_label_map
+from pipeline.quick_labels import quick_labels
 from pipeline.resize import resize_nearest
-from pipeline.segments import encode_segments
+from pipeline.segments import KeptLabels, encode_kept
 from pipeline.stages.compact import is_compact, vectors
 from pipeline.stages.rows import Row, is_quarantined, isolate_live, quarantine, rows_of
 from pipeline.stages.soft_masks import masks_of, pixel_embeds
@@ -95,14 +95,15 @@ class Label:
         return [future.result() for future in done]
 
     @torch.inference_mode()
-    def _labelled(self, row: Row) -> tuple[Row, LabelMap | None, SegmentTrust | None]:
-        """Return the row, its label map on the CPU (None: it has become quarantined), and how far
-        to trust its segments (None: it has no masks).
+    def _labelled(self, row: Row) -> tuple[Row, LabelMap | KeptLabels | None, SegmentTrust | None]:
+        """Return the row, what is kept of its label map, on the CPU (None: it has become
+        quarantined), and how far to trust its segments (None: it has no masks).
         """
         size = (row["height"], row["width"])
         if row["pixel_embeds"] is not None:
             device = torch.device(pick_device())
-            return row, LabelMap.of(self._pixel_tiles(row), size, device).cpu(), None
+            labels = LabelMap.of(self._pixel_tiles(row), size, device)
+            return row, labels.kept(self.min_score).cpu(), None
         masks = masks_of(row, self.precision, self.divisor)
         try:
             scores = self._scores(row, masks)
@@ -112,10 +113,12 @@ class Label:
             return quarantine(row, self.name, "no_truth", str(error)), None, None
         if is_compact(row):
             sizes = (masks.padded, masks.size, size)
-            labels = quick_label_map(scores.fused_QK, masks.logits_Qhw, sizes, self.min_score)
-        else:
-            labels = label_map(scores.fused_QK, masks, size)
-        return row, labels.cpu(), segment_trust(scores, masks, labels, self.min_score)
+            kept = quick_labels(scores.fused_QK, masks.logits_Qhw, sizes, self.min_score)
+            places = (torch.from_numpy(values) for values in (kept.classes_HW, kept.occurring()))
+            return row, kept, segment_trust(scores, masks, *places)
+        labels = label_map(scores.fused_QK, masks, size).kept(self.min_score)
+        trust = segment_trust(scores, masks, labels.classes_HW, labels.occurring())
+        return row, labels.cpu(), trust
 
     def score_tiles(self, row: Row) -> Iterator[ScoreTile]:
         """Return the summed class scores of a row of EMBEDDED, from top to bottom (spec 2.7)."""
@@ -124,16 +127,19 @@ class Label:
         masks = masks_of(row, self.precision, self.divisor)
         return score_tiles(self._head_scores(row).fused_QK, masks, (row["height"], row["width"]))
 
-    def _annotated(self, row: Row, labels: LabelMap | None, trust: SegmentTrust | None) -> Row:
+    def _annotated(
+        self, row: Row, labels: LabelMap | KeptLabels | None, trust: SegmentTrust | None
+    ) -> Row:
         if labels is None:
             return row
-        segments = encode_segments(
-            labels.classes_HW.numpy(),
-            labels.scores_HW.numpy(),
-            self.names,
-            self.min_score,
-            labels.margins_HW.numpy(),
-        )
+        if isinstance(labels, LabelMap):
+            labels = KeptLabels.of(
+                labels.classes_HW.numpy(),
+                labels.scores_HW.numpy(),
+                labels.margins_HW.numpy(),
+                len(self.names),
+            )
+        segments = encode_kept(labels, self.names)
         if trust is not None:
             segments = [segment | trust.of(segment["class_index"]) for segment in segments]
         area = sum(segment["area"] for segment in segments)

@@ -20,6 +20,7 @@ import torch
 
 from pipeline.models.clip import ClipSource
 from pipeline.models.device import pick_device
+from pipeline.quick_labels import _Winners
 from pipeline.stages.compact import compacted
 from pipeline.stages.label import Label
 from schemas.annotation import EMBEDDED, LABELLED, table_from_rows
@@ -55,8 +56,8 @@ def paired(label: Label, table: pa.Table) -> float:
     """Return the ratio of the seconds with and without."""
     with_s, measured = timed(label, table)
     with ExitStack() as stack:
-        for name in ("pipeline.fusion.lead", "pipeline.quick_labels.lead"):
-            stack.enter_context(patch(name, lambda _sums, best, _winners, dim: best))
+        stack.enter_context(patch("pipeline.fusion.lead", lambda _sums, best, *_, dim: best))
+        stack.enter_context(patch.object(_Winners, "margins", lambda winners: winners.best_N))
         stack.enter_context(patch("pipeline.stages.label.segment_trust", lambda *_: None))
         without_s, bare = timed(label, table)
     if measured != bare:
