@@ -95,6 +95,11 @@ COMMANDS: Final[dict[str, _Command]] = {
         "schemas.export_config:ExportConfig", "jobs.export:export", "export:show_export",
         ("dataset",),
     ),
+    "register": _Command(
+        "show a version of a dataset as a snapshot of an Iceberg table; no row is copied",
+        "schemas.register_config:RegisterConfig", "jobs.register:register",
+        "dataset:show_register", ("dataset", "table"),
+    ),
     "review": _Command(
         "write the images most worth a person's time to Label Studio or CVAT",
         "schemas.trust_config:ReviewConfig", "jobs.review:review", "trust:show_review",

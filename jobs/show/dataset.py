@@ -8,6 +8,7 @@ from rich.table import Table
 from jobs.show.printing import print_json
 
 if TYPE_CHECKING:
+    from jobs.register import RegisterResult
     from jobs.vacuum import VacuumResult
     from jobs.verify import VerifyResult
     from jobs.versions import VersionsResult
@@ -84,4 +85,17 @@ def show_vacuum(result: "VacuumResult", console: Console) -> int:
             "size_bytes": result.size_bytes,
         }
     )
+    return 0
+
+
+def show_register(result: "RegisterResult", console: Console) -> int:
+    """Print what the table shows."""
+    how = "shows" if result.registered else "shows already"
+    console.print(
+        f"{result.table} {how} version {result.version} of {result.dataset}: {result.files} files, "
+        f"{result.rows} images",
+        highlight=False,
+        markup=False,
+    )
+    print_json(vars(result))
     return 0
