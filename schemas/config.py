@@ -262,7 +262,10 @@ class ExecutionSettings(Config):
         "float16", description="mask logits between the two pools"
     )
     object_store_mb: int | None = Field(
-        None, ge=80, description="Ray object store of a local run, in MiB; Ray's choice if absent"
+        None,
+        ge=80,
+        description="what is held between the stages, in MiB: the size of a local run's object "
+        "store; on a cluster what a run may take of all stores; Ray's choice if absent",
     )
 
     @model_validator(mode="after")

@@ -39,7 +39,10 @@ class RelabelConfig(Config):
     )
     address: str = Field("local", description="Ray cluster to join, or `local` for this machine")
     object_store_mb: int | None = Field(
-        None, ge=80, description="Ray object store of a local run, in MiB; Ray's choice if absent"
+        None,
+        ge=80,
+        description="what is held between the stages, in MiB: the size of a local run's object "
+        "store; on a cluster what a run may take of all stores; Ray's choice if absent",
     )
     lock_ttl_s: float = Field(
         60.0, gt=0, description="a run that was silent for so many seconds has lost the dataset"

@@ -1,10 +1,12 @@
 """What Ray's start leaves of a process: its handler of SIGTERM."""
 
+import math
 import os
 import signal
 import sys
 
 import pytest
+from ray.data import DataContext
 
 from pipeline.runtime import connection
 from pipeline.runtime.connection import _kept_sigterm
@@ -66,3 +68,17 @@ def test_a_ray_that_does_not_start_is_told_in_one_line(monkeypatch):
         connection.cluster("head:6379", None, 1),
     ):
         raise AssertionError("there is no Ray")
+
+
+@pytest.mark.parametrize("address, limit", [("head:6379", 300 * 2**20), ("local", math.inf)])
+def test_a_run_on_a_cluster_takes_no_more_of_its_stores_than_it_may(monkeypatch, address, limit):
+    monkeypatch.setattr(connection.ray, "is_initialized", lambda: False)
+    started = []
+    monkeypatch.setattr(connection.ray, "init", lambda **options: started.append(options))
+    options = DataContext.get_current().execution_options
+    before = options.resource_limits
+    with connection.cluster(address, 300, 1):
+        assert options.resource_limits.object_store_memory == limit
+    assert options.resource_limits == before
+    # A local run's store is made of that size instead.
+    assert started[0].get("object_store_memory") == (300 * 2**20 if address == "local" else None)

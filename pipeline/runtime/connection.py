@@ -13,6 +13,7 @@ import ray
 from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,
 )
+from ray.data import DataContext, ExecutionResources
 
 from pipeline.cores import cores
 from schemas.errors import SegmillError, SettingsError
@@ -72,11 +73,27 @@ def cluster(
     # Ray logs as errors, with tracebacks, what it tries again, and what reaches us as exceptions.
     # Said after the start, which sets the level anew.
     logging.getLogger("ray").setLevel(level if level <= logging.INFO else logging.CRITICAL)
+    budget_mb = None if address == "local" else object_store_mb
     try:
-        with _watched_node():
+        with _watched_node(), _store_budget(budget_mb):
             yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _store_budget(budget_mb: int | None) -> Iterator[None]:
+    """Let Ray Data hold no more between the stages, so that others have some of the stores."""
+    options = DataContext.get_current().execution_options
+    before = options.resource_limits
+    if budget_mb is not None:
+        options.resource_limits = ExecutionResources.for_limits(
+            object_store_memory=budget_mb * 2**20
+        )
+    try:
+        yield
+    finally:
+        options.resource_limits = before
 
 
 @contextmanager
