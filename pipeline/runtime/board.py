@@ -11,6 +11,7 @@ import ray
 from pipeline.meter import Spent, add_to
 from pipeline.runtime.errors import told
 from pipeline.runtime.metrics import FlowMetrics
+from pipeline.runtime.spans import Spans, Tracing
 from schemas.errors import SegmillError
 from schemas.meter import FlowMeter, StageMeter
 
@@ -27,6 +28,7 @@ class Crew:
     pool_of: Mapping[str, str]
     workers: Mapping[str, int]  # by pool
     cores: int  # of the machines, which all pools share
+    tracing: Tracing | None = None
 
 
 class Board:
@@ -44,6 +46,7 @@ class Board:
         self._metrics = FlowMetrics(crew.run_id)
         workers = {step: crew.workers[pool] for step, pool in crew.pool_of.items()}
         self._metrics.plan(workers, crew.images)
+        self._spans = crew.tracing and Spans(crew.tracing, crew.run_id, crew.images)
 
     def report(self, error: SegmillError) -> None:
         """Keep the first error."""
@@ -66,6 +69,8 @@ class Board:
         self._last = now
         add_to(self._spent, spent)
         self._metrics.add(spent, quarantined)
+        if self._spans:
+            self._spans.add(spent)
 
     def read(self) -> dict[str, int]:
         """Return how many images have left each stage."""
@@ -88,6 +93,11 @@ class Board:
                 if step in self._spent
             ),
         )
+
+    def close(self) -> None:
+        """Send the spans that are left; the flow is over."""
+        if self._spans:
+            self._spans.close()
 
     def _stage(self, step: str, pool: str, end: float) -> StageMeter:
         spent, workers = self._spent[step], self._crew.workers[pool]

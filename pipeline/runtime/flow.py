@@ -17,6 +17,7 @@ from pipeline.machines import ANY_MACHINE, Device
 from pipeline.runtime.board import TASKS, WRITE, Board, Crew, reported_error
 from pipeline.runtime.errors import cause
 from pipeline.runtime.sink import DatasetSink
+from pipeline.runtime.spans import Tracing
 from pipeline.runtime.worker import Intake, Stage, pool_class, run_stage, take_in
 from schemas.manifest import Part
 from schemas.meter import FlowMeter
@@ -95,6 +96,8 @@ def run_flow(
     finally:
         stop.set()
         poller.join()
+        with suppress(ray.exceptions.RayError):
+            ray.get(board.close.remote(), timeout=10)
         ray.kill(board)
 
 
@@ -118,6 +121,7 @@ def _crew(flow: Flow, run_id: str) -> Crew:
         workers={**workers, TASKS: max(1, min(cpus - held, by_memory))},
         # On one machine Ray is told of more CPUs than there are: pools and tasks share them.
         cores=cores() if len(alive) == 1 else max(1, cpus),
+        tracing=Tracing.of_environment(),
     )
 
 

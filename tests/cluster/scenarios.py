@@ -64,7 +64,7 @@ class Bench:
 
     def command(self, settings: Mapping[str, str]) -> list[str]:
         """Return the command line of a run on the cluster."""
-        chosen = {**POOLS, "object-store-mb": None, "address": self.cluster.address, **settings}
+        chosen = {**POOLS, "object-store-mb": "200", "address": self.cluster.address, **settings}
         return self.ground.command(self.output, self.log, chosen, self.stages)
 
     def label(
