@@ -12,7 +12,7 @@ from pipeline.machines import Device
 from pipeline.models import find_classifier
 from pipeline.models.clip import Clip, ClipSource, text_vectors
 from pipeline.models.device import pick_device
-from pipeline.planner import Units, Work
+from pipeline.planner import Units, Work, rows_at_once
 from pipeline.prompts import Prompts
 from pipeline.stages.classify import Classify
 from pipeline.stages.embed import Embed
@@ -24,10 +24,11 @@ from pipeline.text_vectors import Texts, write_texts
 from schemas.manifest import Encoding
 from schemas.vocabulary import Vocabulary
 
-# A part is what a run that is cut short loses at most, of each write at work: small, but a corpus
-# should not become millions of them before they are merged.
-_PARTS: int = 5_000
-_ROWS_PER_PART: tuple[int, int] = (16, 4096)
+# A part is what a run that is cut short loses at most, of each write at work: half a per cent of a
+# small run, less of a large one, but a corpus should not become millions of them before they are
+# merged. See `rows_at_once`.
+_PARTS: tuple[int, int] = (200, 5_000)
+_ROWS_PER_PART: tuple[int, int, int] = (16, 256, 4096)
 # An image's embeddings are megabytes, or tens of kilobytes.
 _ROWS_PER_PART_OF_EMBEDDINGS: Mapping[Encoding, int] = {"exact": 64, "compact": 1024}
 _RECALLED_AT_ONCE: int = 64  # labelled again without any model: larger batches save nothing
@@ -131,10 +132,10 @@ def _placements(plan: AnnotationPlan, stages: Stages, pools: Pools) -> list[runt
 
 def rows_per_part(plan: AnnotationPlan, images: int) -> int:
     """Return how many images are written, and so are safe, at a time."""
-    least, most = _ROWS_PER_PART
+    most = plan.config.rows_per_file
     if plan.config.keep_embeddings:
-        most = _ROWS_PER_PART_OF_EMBEDDINGS[plan.config.keep_embeddings]
-    return min(plan.config.rows_per_file, max(least, min(most, images // _PARTS)))
+        most = min(most, _ROWS_PER_PART_OF_EMBEDDINGS[plan.config.keep_embeddings])
+    return min(most, rows_at_once(images, _ROWS_PER_PART, _PARTS))
 
 
 def encode_vocabulary(

@@ -77,10 +77,14 @@ class Pools:
 
 
 def actor_cpus(config: ExecutionSettings) -> int:
-    """Return the CPUs per actor: on one machine the pools share its cores, else each takes one."""
+    """Return the CPUs per actor, which are its threads: one on a cluster.
+
+    On one machine without a GPU every actor has all cores, for what binds, nearly always CLIP, should
+    never leave one idle; beside a GPU they share the cores.
+    """
     if config.address != "local":
         return 1
-    return max(1, cores() // _actors_here(config))
+    return max(1, cores() // _actors_here(config)) if num_gpus() else cores()
 
 
 def held_cpus(config: ExecutionSettings) -> int:

@@ -32,10 +32,14 @@ RETRIED_CODES: Final = ("unavailable",)
 # Where finished rows come from: the newest version, a run that was cut short, or this run.
 Origin = Literal["published", "adopted", "own"]
 
-# A unit is what one task reads and decodes; a run has a few thousand of them at most, and a small
-# run enough to keep every core busy.
-_UNITS: Final = 20_000
-_ROWS_PER_UNIT: Final = (8, 1024)
+# A unit is what one task reads and decodes. A task costs Ray as much as decoding some small images,
+# so that units are no smaller than a run needs to keep many cores busy to its end.
+_ROWS_PER_UNIT: Final = (
+    8,
+    256,
+    1024,
+)  # of small runs, usually, of runs of more units than the last
+_UNITS: Final = (200, 20_000)
 _ROWS_PER_TODO_FILE: Final = 65_536
 _FILES_AT_ONCE: Final = 32
 
@@ -69,6 +73,17 @@ UNITS: Final = pa.schema(
         pa.field("signatures", pa.list_(pa.string())),
     ]
 )
+
+
+def rows_at_once(images: int, rows: tuple[int, int, int], pieces: tuple[int, int]) -> int:
+    """Return how many images of a run belong together, in a unit or in a part.
+
+    `rows`: at least, at least where there are enough images for `pieces[0]` of that size, at most;
+    between the latter the number of pieces is held at `pieces[1]`.
+    """
+    least, usual, most = rows
+    few, many = pieces
+    return max(least, min(usual, images // few), min(most, images // many))
 
 
 @dataclass(frozen=True)
@@ -323,8 +338,7 @@ class Planner:
     def _fetch_units(self, dataset: str, run_id: str) -> Units:
         done = self._number("select count(*) from winner")
         images = self.images - done - self._number("select count(*) from recalled")
-        least, most = _ROWS_PER_UNIT
-        unit_rows = min(most, max(least, images // _UNITS))
+        unit_rows = rows_at_once(images, _ROWS_PER_UNIT, _UNITS)
         reader = self._database.sql(
             f"select i.image_id, i.uri, i.etag, i.size_bytes {_TO_FETCH} order by i.uri"
         ).to_arrow_reader(_ROWS_PER_TODO_FILE)

@@ -47,6 +47,8 @@ def cluster(
     if address == "local":
         # Pool actors hold their CPUs for the whole run; decode tasks must find some besides.
         options["num_cpus"] = cores() + actor_cpus
+        # Threads of several actors share the cores: who waits for work must not spin meanwhile.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         options["include_dashboard"] = False
         if object_store_mb is not None:
             options["object_store_memory"] = object_store_mb * 2**20

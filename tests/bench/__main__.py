@@ -20,7 +20,7 @@ SET: Final[Mapping[tuple[str, ...], Mapping[str, str]]] = {
         "bf16_speedup": "bf16_speedup",
         "bf16_agreement": "bf16_agreement",
     },
-    ("pipeline", "64"): {
+    ("pipeline", "24"): {
         "pipeline_over_bare_stages": "pipeline_over_bare_stages",
         "naive_ray_ratio": "naive_ray_ratio",
     },

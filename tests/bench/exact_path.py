@@ -208,7 +208,7 @@ class Exact:
             embedded = self.classify.embed(proposed)
         with (
             watch.wrapped(stage, "label_map", "assembly"),
-            watch.wrapped(stage, "encode_segments", "segments"),
+            watch.wrapped(stage, "encode_kept", "segments"),
             watch("scores"),
         ):
             rows = self.classify.label(embedded).to_pylist()
