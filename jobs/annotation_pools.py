@@ -79,8 +79,8 @@ class Pools:
 def actor_cpus(config: ExecutionSettings) -> int:
     """Return the CPUs per actor, which are its threads: one on a cluster.
 
-    On one machine without a GPU every actor has all cores, for what binds, nearly always CLIP, should
-    never leave one idle; beside a GPU they share the cores.
+    On one machine without a GPU every actor has all cores, for what binds, nearly always CLIP,
+    should never leave one idle; beside a GPU they share the cores.
     """
     if config.address != "local":
         return 1

@@ -51,7 +51,7 @@ def test_on_one_machine_without_gpus_a_pool_is_one_actor(monkeypatch):
     assert (pools.propose, pools.classify) == (1, 1)
     measured = pools.measured(meter(fetch=0.01, propose=0.1, classify=0.9))
     assert (measured.propose, measured.classify) == (1, 1)
-    assert held_cpus(auto("local")) == held_cpus(ExecutionSettings()) <= max(2, cores())
+    assert held_cpus(auto("local")) == held_cpus(ExecutionSettings()) == 2 * cores()
 
 
 def test_a_cluster_is_shared_evenly_and_then_as_measured(monkeypatch):
