@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cores import cores
 from tests.browser import Browser
 from tests.servers import S3Server, start_s3
 
@@ -59,7 +60,7 @@ def ray_session(s3_server: S3Server) -> Iterator[None]:
 
     ray.init(
         address="local",
-        num_cpus=8,
+        num_cpus=max(8, 3 * cores()),  # as a run's own: its two actors have all cores each
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=512 * 2**20,
