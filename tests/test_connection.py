@@ -25,6 +25,13 @@ def ours():
     signal.signal(signal.SIGTERM, kept)
 
 
+@pytest.fixture
+def no_ray(monkeypatch):
+    """A process without Ray, in which none is ended: that of the session goes on."""
+    monkeypatch.setattr(connection.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(connection.ray, "shutdown", lambda: None)
+
+
 def of_ray(number, frame):
     sys.exit(number)
 
@@ -52,11 +59,11 @@ def test_what_else_ends_the_start_goes_through(ours):
     assert signal.getsignal(signal.SIGTERM) is ours
 
 
+@pytest.mark.usefixtures("no_ray")
 def test_a_ray_that_does_not_start_is_told_in_one_line(monkeypatch):
     def start(**options):
         raise Exception("The current node timed out during startup.\nGCS may be overloaded")
 
-    monkeypatch.setattr(connection.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(connection.ray, "init", start)
     with (
         pytest.raises(SegmillError, match=r"Ray did not start: The current .*startup\.; run again"),
@@ -71,8 +78,8 @@ def test_a_ray_that_does_not_start_is_told_in_one_line(monkeypatch):
 
 
 @pytest.mark.parametrize("address, limit", [("head:6379", 300 * 2**20), ("local", math.inf)])
+@pytest.mark.usefixtures("no_ray")
 def test_a_run_on_a_cluster_takes_no_more_of_its_stores_than_it_may(monkeypatch, address, limit):
-    monkeypatch.setattr(connection.ray, "is_initialized", lambda: False)
     started = []
     monkeypatch.setattr(connection.ray, "init", lambda **options: started.append(options))
     options = DataContext.get_current().execution_options
