@@ -33,7 +33,12 @@ class Pools:
         """Return what was given; what is to be chosen takes equal shares of the cluster."""
         given = (config.propose_actors, config.classify_actors)
         fixed = tuple(None if size == "auto" else size for size in given)
-        unsized = cls(1, 1, devices, actor_cpus(config), (fixed[0], fixed[1]))
+        cpus = actor_cpus(config)
+        if config.address == "local":
+            # A Ray that was there before need not have room for all; one CPU stays for the tasks.
+            room = int(machines.offer(devices)[0].cpus) - 1
+            cpus = max(1, min(cpus, room // _actors_here(config)))
+        unsized = cls(1, 1, devices, cpus, (fixed[0], fixed[1]))
         return unsized._sized(1.0, 1.0, 1.0)
 
     def measured(self, meter: FlowMeter) -> "Pools":

@@ -162,7 +162,7 @@ RUN = """
 import json, os, sys
 import ray
 from jobs.cli import main
-ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=2**27)
+ray.init(address="local", num_cpus=6, include_dashboard=False, object_store_memory=2**27)
 codes = [main(arguments) for arguments in json.loads(sys.argv[1])]
 config = ray._private.worker.global_worker.core_worker.get_job_config()
 print("JOBS", ray._private.state.jobs(), config, codes)
