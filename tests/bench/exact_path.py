@@ -16,7 +16,6 @@ first round only. The exact path runs once more with both networks in half preci
 """
 
 import json
-import os
 import sys
 import tempfile
 import time
@@ -45,7 +44,7 @@ from pipeline.stages.propose import Propose
 from pipeline.stages.rows import image_of
 from schemas.annotation import DECODED, LABELLED, PROPOSED, table_from_rows
 from tests.bench.eager import Eager, Vocabulary
-from tests.bench.scenes import LabelMap, agreement
+from tests.bench.scenes import LabelMap, agreement, photo_files
 from tests.bench.stopwatch import Stopwatch
 from tests.classify import make_classify
 
@@ -67,11 +66,7 @@ def main() -> None:
 
 def photos(count: int) -> pa.Table:
     """Return DECODED rows of photos spread over the sample data, their shorter side at 640."""
-    default = Path(__file__).resolve().parents[3] / "shared"
-    folder = Path(os.environ.get("SEGMILL_SHARED", default)) / "data" / "photos"
-    files = sorted(folder.glob("*.JPEG"))
-    if not files:
-        raise SystemExit(f"no photos in {folder}; SEGMILL_SHARED names the sample data")
+    files = photo_files(needed=True)
     rows = []
     for file in files[:: len(files) // count][:count]:
         photo = Image.open(file).convert("RGB")
@@ -236,13 +231,20 @@ def shape(logits_Qhw: Tensor, image: int, count: int | None = None) -> Tensor:
 
     There are `count` ellipses, or as many as the image's number says.
     """
+    return drawn_shapes(logits_Qhw.shape, image, count) + standardised(logits_Qhw)
+
+
+def standardised(logits_Qhw: Tensor) -> Tensor:
     spread_Q = logits_Qhw.std(dim=(1, 2), keepdim=True).clamp_min(1e-6)
-    own_Qhw = ((logits_Qhw - logits_Qhw.mean(dim=(1, 2), keepdim=True)) / spread_Q).clamp(-4, 4)
-    shapes_Qhw = torch.full_like(own_Qhw, -8.0)
-    count = count or number_of_crops(image)
-    ellipses_Nhw = ellipses(count, own_Qhw.shape[1], own_Qhw.shape[2], image)
+    return ((logits_Qhw - logits_Qhw.mean(dim=(1, 2), keepdim=True)) / spread_Q).clamp(-4, 4)
+
+
+def drawn_shapes(grid: Sequence[int], image: int, count: int | None = None) -> Tensor:
+    """Return logits (Q, h, w) of the ellipses of an image, and of nothing in the other queries."""
+    shapes_Qhw = torch.full(tuple(grid), -8.0)
+    ellipses_Nhw = ellipses(count or number_of_crops(image), *grid[1:], image)
     shapes_Qhw[: len(ellipses_Nhw)] = ellipses_Nhw
-    return shapes_Qhw + own_Qhw
+    return shapes_Qhw
 
 
 @cache
@@ -254,9 +256,13 @@ def text_vectors() -> Tensor:
 
 def draw_to_classes(embeds_QD: Tensor, image: int) -> Tensor:
     """Return unit embeddings half of the network's and half of a class drawn for each query."""
+    return normalize(embeds_QD + drawn_classes(len(embeds_QD), image), dim=1)
+
+
+def drawn_classes(queries: int, image: int) -> Tensor:
+    """Return the text vector (Q, D) of a class drawn for each query."""
     random = torch.Generator().manual_seed(image)
-    drawn_Q = torch.randint(0, CLASSES, (len(embeds_QD),), generator=random)
-    return normalize(embeds_QD + text_vectors()[drawn_Q], dim=1)
+    return text_vectors()[torch.randint(0, CLASSES, (queries,), generator=random)]
 
 
 def number_of_crops(image: int) -> int:

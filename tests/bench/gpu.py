@@ -121,16 +121,12 @@ class Shaped:
         logits, embeds = found.mask_logits_Qhw, found.query_embeds_QD
         key = (self._count % VARIANTS_OF_MASKS, *logits.shape)
         if key not in self._kept:
-            seed = key[0]
-            blank = torch.zeros(logits.shape)
-            shapes = exact_path.shape(blank, seed)
-            drawn = exact_path.draw_to_classes(torch.zeros(embeds.shape), seed)
+            shapes = exact_path.drawn_shapes(logits.shape, key[0])
+            drawn = exact_path.drawn_classes(len(embeds), key[0])
             self._kept[key] = shapes.to(logits.device), drawn.to(logits.device)
         shapes, drawn = self._kept[key]
-        spread = logits.std(dim=(1, 2), keepdim=True).clamp_min(1e-6)
-        own = ((logits - logits.mean(dim=(1, 2), keepdim=True)) / spread).clamp(-4, 4)
         mixed = torch.nn.functional.normalize(embeds.float() + drawn, dim=1)
-        return Proposals(own + shapes, mixed, found.void_logits_Q)
+        return Proposals(exact_path.standardised(logits) + shapes, mixed, found.void_logits_Q)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ between the vectors of two photos, what a difference has to be small against. Di
 """
 
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -28,7 +27,7 @@ from pipeline.models.crops import CropSettings, crop_regions
 from pipeline.models.device import PRECISIONS
 from pipeline.stages.propose import Propose
 from pipeline.synthetic import TEST_SEED, make_scene
-from tests.bench.scenes import agreement, decoded, embedded_classify, label_maps
+from tests.bench.scenes import agreement, decoded, embedded_classify, label_maps, photo_files
 
 HALF = [name for name in PRECISIONS if name != "fp32"]
 
@@ -61,9 +60,7 @@ def labels(count: int) -> dict[str, Any]:
 
 def vectors(count: int) -> dict[str, Any] | None:
     """Distances of image vectors from those of fp32; None without photos."""
-    default = Path(__file__).resolve().parents[3] / "shared"
-    folder = Path(os.environ.get("SEGMILL_SHARED", default)) / "data" / "photos"
-    files = sorted(folder.glob("*.JPEG"))[:count]
+    files = photo_files()[:count]
     if not files:
         return None
     with tempfile.TemporaryDirectory() as directory:

@@ -14,7 +14,6 @@ loading included.
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -35,6 +34,7 @@ from pipeline.models.embedded import EMBEDDED_VOCABULARY
 from schemas.annotation import ANNOTATED, QUARANTINED
 from schemas.config import AnnotateConfig
 from schemas.vocabulary import read_vocabulary
+from tests.bench.scenes import photo_files
 
 SHORT_EDGE = 320
 BATCH = 8
@@ -71,11 +71,7 @@ def main() -> None:
 
 
 def copy_photos(folder: Path, count: int) -> None:
-    default = Path(__file__).resolve().parents[3] / "shared"
-    found = Path(os.environ.get("SEGMILL_SHARED", default)) / "data" / "photos"
-    files = sorted(found.glob("*.JPEG"))
-    if not files:
-        raise SystemExit(f"no photos in {found}; SEGMILL_SHARED names the sample data")
+    files = photo_files(needed=True)
     folder.mkdir()
     for index in range(count):
         (folder / f"{index:04}.jpg").write_bytes(files[index * 7 % len(files)].read_bytes())

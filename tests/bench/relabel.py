@@ -13,7 +13,6 @@ in one process and one thread.
 """
 
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -39,6 +38,7 @@ from schemas.annotation import ANNOTATED_AND_EMBEDDED, EMBEDDED, LABELLED, confo
 from schemas.config import AnnotateConfig
 from schemas.relabel_config import RelabelConfig
 from schemas.vocabulary import read_vocabulary
+from tests.bench.scenes import photo_files
 
 SEED = 8_300  # scenes of no training, validation or test range
 NAMES = 100
@@ -74,10 +74,8 @@ def hundred_names(path: Path) -> Path:
 
 
 def copy_photos(target: Path, count: int) -> bool:
-    default = Path(__file__).resolve().parents[3] / "shared"
-    source = Path(os.environ.get("SEGMILL_SHARED", default)) / "data" / "photos"
     target.mkdir()
-    for path in sorted(source.glob("*.JPEG"))[:count]:
+    for path in photo_files()[:count]:
         shutil.copy(path, target)
     return any(target.iterdir())
 

@@ -1,6 +1,8 @@
 """What benchmarks share: synthetic scenes as stages take them, and the embedded models."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,16 @@ from schemas.vocabulary import Vocabulary
 from tests.classify import make_classify
 
 LabelMap = NDArray[np.integer[Any]]
+
+
+def photo_files(*, needed: bool = False) -> list[Path]:
+    """Return the photos of the sample data; none, or an end if they are needed, without it."""
+    default = Path(__file__).resolve().parents[3] / "shared"
+    folder = Path(os.environ.get("SEGMILL_SHARED", default)) / "data" / "photos"
+    files = sorted(folder.glob("*.JPEG"))
+    if needed and not files:
+        raise SystemExit(f"no photos in {folder}; SEGMILL_SHARED names the sample data")
+    return files
 
 
 def decoded(seed: int, count: int) -> pa.Table:

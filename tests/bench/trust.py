@@ -46,7 +46,7 @@ def measure(kind: str, repeats: int) -> dict[str, float]:
     rows = [embedded(rng, n, text_KD, (height, width, num_masks)) for n in range(images)]
     exact = table_from_rows(rows, EMBEDDED)
     found = {}
-    for encoding, table in (("exact", exact), ("compact", compacted(exact, "float16"))):
+    for encoding, table in (("exact", exact), ("compact", compacted(exact.to_pylist(), "float16"))):
         ratios = [paired(label, table) for _ in range(repeats)]
         found[encoding] = round(statistics.median(ratios), 3)
     return found
