@@ -69,8 +69,9 @@ class AnnotationPlan:
         clip = ClipSource.of(
             config.clip, config.clip_weights, config.clip_precision, config.crop_side
         )
-        clip_card = clip.on_this_machine().describe()
-        classifier.check(clip.on_this_machine(), config)
+        clip_here = clip.on_this_machine()
+        clip_card = clip_here.describe()
+        classifier.check(clip_here, config)
         if proposer.embedding_dim not in (None, clip_card.embedding_dim):
             raise ModelError(
                 f"proposer {config.proposer!r} has query embeddings of {proposer.embedding_dim} "

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pipeline.dataset import read_manifest
-from pipeline.storage import full_uri, hide_secrets, open_store
+from pipeline.storage import first_line, full_uri, hide_secrets, open_store
 from schemas.annotation import ANNOTATED
 from schemas.errors import OutputError, SegmillError, SettingsError
 from schemas.manifest import Manifest
@@ -129,7 +129,6 @@ def _errors(config: RegisterConfig) -> Iterator[None]:
     except SegmillError:
         raise
     except Exception as error:
-        reason = hide_secrets((str(error).strip().splitlines() or [type(error).__name__])[0])
         raise SettingsError(
-            f"catalog {config.catalog!r} did not take table {config.table}: {reason}"
+            f"catalog {config.catalog!r} did not take table {config.table}: {first_line(error)}"
         ) from None

@@ -18,7 +18,7 @@ from pipeline.web import WEB_SCHEMES, RefusedError, WebAccess, WebStore, web_sto
 from schemas.errors import SegmillError, SettingsError
 
 __all__ = [
-    "SCHEMES", "describe", "full_uri", "hide_secrets", "join_signature", "open_store",
+    "SCHEMES", "describe", "first_line", "full_uri", "hide_secrets", "join_signature", "open_store",
     "split_signature", "store_errors", "trust",
 ]  # fmt: skip
 
@@ -118,22 +118,23 @@ def describe(cause: BaseException) -> str:
     name = type(cause).__name__
     reason = getattr(cause, "os_error", cause)  # aiohttp wraps what connecting raised
     if isinstance(reason, RefusedError | SegmillError):
-        return _first_line(reason)
+        return first_line(reason)
     if isinstance(cause, FileNotFoundError):
         return "it does not exist"
     if isinstance(cause, TimeoutError):
         return "the store did not answer in time"
     if isinstance(cause, PermissionError):
-        return f"access is denied ({_first_line(cause)})"
+        return f"access is denied ({first_line(cause)})"
     if isinstance(cause, NotADirectoryError):
         return "a part of the path is a file, not a directory"
     if name in {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}:
-        return f"no usable credentials were found ({_first_line(cause)})"
+        return f"no usable credentials were found ({first_line(cause)})"
     if name in {"EndpointConnectionError", "ConnectTimeoutError", "ConnectionError"}:
-        return f"the endpoint does not answer ({_first_line(cause)})"
-    return f"{name}: {_first_line(cause)}"
+        return f"the endpoint does not answer ({first_line(cause)})"
+    return f"{name}: {first_line(cause)}"
 
 
-def _first_line(cause: BaseException) -> str:
+def first_line(cause: BaseException) -> str:
+    """Return the first line of an exception's words without secrets, or its type."""
     text = str(cause).strip().splitlines()
     return hide_secrets(text[0]) if text else type(cause).__name__

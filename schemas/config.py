@@ -18,6 +18,15 @@ IMAGE_EXTENSIONS = (
 )  # fmt: skip
 
 
+# A type, because annotate and relabel take it alike.
+ObjectStoreMb = Annotated[
+    int | None,
+    Field(
+        ge=80,
+        description="what is held between the stages, in MiB: the size of a local run's object "
+        "store; on a cluster what a run may take of all stores; Ray's choice if absent",
+    ),
+]
 PoolSize = Annotated[int, Field(ge=1)] | Literal["auto"]
 
 
@@ -261,12 +270,7 @@ class ExecutionSettings(Config):
     mask_precision: Literal["float32", "float16", "uint8"] = Field(
         "float16", description="mask logits between the two pools"
     )
-    object_store_mb: int | None = Field(
-        None,
-        ge=80,
-        description="what is held between the stages, in MiB: the size of a local run's object "
-        "store; on a cluster what a run may take of all stores; Ray's choice if absent",
-    )
+    object_store_mb: ObjectStoreMb = None
 
     @model_validator(mode="after")
     def _one_machine_is_no_cluster(self) -> Self:

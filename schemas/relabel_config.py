@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from schemas.config import Config
+from schemas.config import Config, ObjectStoreMb
 
 
 class RelabelConfig(Config):
@@ -38,12 +38,7 @@ class RelabelConfig(Config):
         None, description="what multiplies CLIP's cosines: the paper's 100, or CLIP's own scale"
     )
     address: str = Field("local", description="Ray cluster to join, or `local` for this machine")
-    object_store_mb: int | None = Field(
-        None,
-        ge=80,
-        description="what is held between the stages, in MiB: the size of a local run's object "
-        "store; on a cluster what a run may take of all stores; Ray's choice if absent",
-    )
+    object_store_mb: ObjectStoreMb = None
     lock_ttl_s: float = Field(
         60.0, gt=0, description="a run that was silent for so many seconds has lost the dataset"
     )

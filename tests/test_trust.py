@@ -108,7 +108,7 @@ def segments_of(weight, encoding, **changes):
     source = ClipSource("embedded", None, "fp32", None)
     label = make_classify(source, text_KD, names, ensemble_weight=weight).label
     table = table_from_rows([embedded(rng, 0, text_KD, (60, 90, 12)) | changes], EMBEDDED)
-    table = compacted(table, "float16") if encoding == "compact" else table
+    table = compacted(table.to_pylist(), "float16") if encoding == "compact" else table
     return {segment["label"]: segment for segment in label(table).to_pylist()[0]["segments"]}
 
 

@@ -8,7 +8,6 @@ bytes, whatever becomes of the store meanwhile.
 import fcntl
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,7 +91,6 @@ def _keep(fetched: Path, found: str) -> None:
     except OSError:
         if not (_folder() / found).exists():
             raise
-        shutil.rmtree(fetched.parent)
 
 
 @contextmanager

@@ -76,7 +76,8 @@ def run_flow(
     context.print_on_execution_start = False
     context.target_max_block_size = _BLOCK_BYTES
     logging.getLogger("ray.data").setLevel(logging.getLogger("ray").level)
-    board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote(_crew(flow, run_id))
+    crew = _crew(flow, run_id)
+    board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote(crew)
     rows = ray.data.from_arrow([flow.units[index : index + 1] for index in range(len(flow.units))])
     rows = rows.map_batches(
         take_in, fn_args=(flow.intake, board), batch_size=1, batch_format="pyarrow",
@@ -96,8 +97,9 @@ def run_flow(
     finally:
         stop.set()
         poller.join()
-        with suppress(ray.exceptions.RayError):
-            ray.get(board.close.remote(), timeout=10)
+        if crew.tracing is not None:
+            with suppress(ray.exceptions.RayError):
+                ray.get(board.close.remote(), timeout=10)
         ray.kill(board)
 
 

@@ -39,9 +39,10 @@ class Classify:
         annotated = table_from_rows(self.label.on_rows(rows), ANNOTATED)
         if not self.keep_embeddings:
             return annotated
-        embedded = table_from_rows(rows, EMBEDDED)
         if self.keep_embeddings == "compact":
-            embedded = compacted(embedded, self.label.precision)
+            embedded = compacted(rows, self.label.precision)
+        else:
+            embedded = table_from_rows(rows, EMBEDDED)
         for name in EMBEDDED.names:
             if name not in ANNOTATED.names:
                 annotated = annotated.append_column(EMBEDDED.field(name), embedded[name])

@@ -1,5 +1,6 @@
 """Compact embeddings: masks as a picture, vectors in half precision."""
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -15,12 +16,10 @@ MOST_BYTES: Final = 60_000
 _VECTORS: Final = ("query_embeds", "void_logits", "clip_embeds")
 
 
-def compacted(images: pa.Table, precision: Precision) -> pa.Table:
+def compacted(rows: Iterable[Row], precision: Precision) -> pa.Table:
     """Return EMBEDDED rows in the compact form."""
-    rows = [
-        row if is_quarantined(row) else _compacted(row, precision) for row in images.to_pylist()
-    ]
-    return table_from_rows(rows, EMBEDDED)
+    made = [row if is_quarantined(row) else _compacted(row, precision) for row in rows]
+    return table_from_rows(made, EMBEDDED)
 
 
 def is_compact(row: Row) -> bool:
