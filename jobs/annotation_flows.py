@@ -11,7 +11,7 @@ from pipeline.fusion import LOGIT_SCALE
 from pipeline.machines import Device
 from pipeline.models import find_classifier
 from pipeline.models.clip import Clip, ClipSource, text_vectors
-from pipeline.models.device import pick_device
+from pipeline.models.device import num_gpus, pick_device
 from pipeline.planner import Units, Work, rows_at_once
 from pipeline.prompts import Prompts
 from pipeline.stages.classify import Classify
@@ -73,13 +73,7 @@ def run_flows(
         Device.of(config.classify_gpus, config.classify_accelerator, config.classify_resources),
     )
     progress.say(f"prompting CLIP with {len(plan.vocabulary)} classes")
-    texts = runtime.run_task(
-        encode_vocabulary,
-        plan.clip,
-        plan.vocabulary,
-        (plan.query_prompts, plan.region_prompts),
-        device=devices[1],
-    )
+    texts = _texts(plan, devices[1])
     if config.keep_embeddings:
         write_texts(config.output, plan.fingerprints.label, texts)
     stages = Stages.of(plan, texts, run_id)
@@ -136,6 +130,14 @@ def rows_per_part(plan: AnnotationPlan, images: int) -> int:
     if plan.config.keep_embeddings:
         most = min(most, _ROWS_PER_PART_OF_EMBEDDINGS[plan.config.keep_embeddings])
     return min(most, rows_at_once(images, _ROWS_PER_PART, _PARTS))
+
+
+def _texts(plan: AnnotationPlan, device: Device) -> Texts:
+    arguments = plan.clip, plan.vocabulary, (plan.query_prompts, plan.region_prompts)
+    if plan.config.address == "local" and not num_gpus():
+        # A worker would load the same libraries once more, and compute on the same cores.
+        return encode_vocabulary(*arguments)
+    return runtime.run_task(encode_vocabulary, *arguments, device=device)
 
 
 def encode_vocabulary(

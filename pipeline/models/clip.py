@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 from pipeline.models.device import PRECISIONS
 from pipeline.models.embedded import EMBEDDED_CLIP
 from pipeline.models.prompted_names import PromptedNames
+from pipeline.models.text_tower import encode_tokens
 from pipeline.models.weight_cache import local_copy
 from pipeline.models.weights import TORCH_SUFFIXES, sha256_of
 from pipeline.prompts import LearnedPrompt, Prompts, text_classifier
@@ -250,7 +251,7 @@ class Clip:
     def encode_text(self, prompts: Sequence[str]) -> NDArray[np.float32]:
         """Return unit vectors (N, D) of the prompts."""
         return _in_passes(
-            lambda texts: self.model.encode_text(self._tokenizer(texts).to(self.device)), prompts
+            lambda texts: encode_tokens(self.model, self._tokenizer(texts).to(self.device)), prompts
         )
 
     @torch.inference_mode()

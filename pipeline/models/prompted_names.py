@@ -12,6 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.models.text_tower import (
+    encode_tokens,
+    reads_end_token,
+    text_tower,
+    tokens_that_matter,
+)
 from pipeline.prompts import LearnedPrompt
 from schemas.errors import ModelError
 
@@ -45,10 +51,8 @@ class PromptedNames:
     @classmethod
     def of(cls, model: Any, tokenizer: Any, prompt: LearnedPrompt) -> "PromptedNames":
         """Check that they fit; raises ModelError for another kind or width of text tower."""
-        tower = getattr(model, "text", model)
-        pools = {getattr(tower, "pool_type", None), getattr(tower, "text_pool_type", None)}
-        # With a class token of its own (CoCa) a tower pools there, and masks padding by its id.
-        if "argmax" not in pools or getattr(tower, "cls_emb", None) is not None:
+        tower = text_tower(model)
+        if not reads_end_token(model):
             raise ModelError(
                 "a learned prompt needs a clip that reads its text at the end token, as OpenAI's "
                 f"do; the text tower of this one ({type(tower).__name__}) does not"
@@ -66,6 +70,8 @@ class PromptedNames:
         rows = [self._slots(name) for name in names]
         device = self.embedding.weight.device
         tokens_NL = torch.tensor([[token for token, _ in row] for row in rows])
+        length = tokens_that_matter(self.model, tokens_NL)
+        tokens_NL, rows = tokens_NL[:, :length], [row[:length] for row in rows]
         learned_NL1 = torch.tensor([[[vector is not None] for _, vector in row] for row in rows])
         none_W = np.zeros(self.embedding.embedding_dim, np.float32)
         vectors_NLW = np.stack(
@@ -74,10 +80,9 @@ class PromptedNames:
         place = _Place(learned_NL1.to(device), torch.from_numpy(vectors_NLW).to(device))
         hook = self.embedding.register_forward_hook(place)
         try:
-            features_ND: Tensor = self.model.encode_text(tokens_NL.to(device))
+            return encode_tokens(self.model, tokens_NL.to(device))
         finally:
             hook.remove()
-        return features_ND
 
     def tokens(self, names: Sequence[str]) -> Tensor:
         """Return the token ids (N, L); those of learned vectors are 0. ModelError as `encode`."""

@@ -6,8 +6,7 @@ W width of the text tower, B regions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +18,7 @@ from torch.nn.functional import cross_entropy, normalize
 from pipeline.fusion import LOGIT_SCALE
 from pipeline.models.clip import Clip
 from pipeline.models.prompted_names import PromptedNames
+from pipeline.models.text_tower import encode_tokens, text_tower
 from pipeline.prompts import LearnedPrompt
 from schemas.vocabulary import Vocabulary
 
@@ -63,9 +63,6 @@ class ClassTexts:
         self._model: Any = clip.model
         self._embedding = prompted.embedding
         tokens_NL = prompted.tokens([word for part in words for word in part])
-        if _is_causal(clip.model):
-            # What stands behind the end token changes nothing before it: two thirds of the work.
-            tokens_NL = tokens_NL[:, : int(tokens_NL.argmax(1).max()) + 1]
         self._tokens_NL = tokens_NL.to(clip.device)
         # A class with synonyms has the direction of the sum of its words, as in annotation.
         owners = [index for index, part in enumerate(words) for _ in part]
@@ -115,8 +112,7 @@ class ClassTexts:
     def _encode(self, context_PW: Tensor, tokens_NL: Tensor) -> Tensor:
         hook = self._embedding.register_forward_hook(_Prefix(context_PW))
         try:
-            with _shortened(self._model, tokens_NL.shape[1]):
-                return normalize(self._model.encode_text(tokens_NL).float(), dim=1)
+            return normalize(encode_tokens(self._model, tokens_NL).float(), dim=1)
         finally:
             hook.remove()
 
@@ -126,33 +122,8 @@ def prompt_loss(embeds_BD: Tensor, texts_KD: Tensor, classes_B: Tensor) -> Tenso
     return cross_entropy(LOGIT_SCALE * embeds_BD @ texts_KD.T, classes_B)
 
 
-def _tower(model: Any) -> Any:
-    return getattr(model, "text", model)
-
-
-def _is_causal(model: Any) -> bool:
-    mask = getattr(_tower(model), "attn_mask", None)
-    return mask is not None and not getattr(_tower(model), "use_pad_mask", False)
-
-
-@contextmanager
-def _shortened(model: Any, length: int) -> Iterator[None]:
-    """Let a causal text tower take prompts of fewer tokens than its context."""
-    tower = _tower(model)
-    positions, mask = tower.positional_embedding, tower.attn_mask
-    if length == len(positions):
-        yield
-        return
-    tower.positional_embedding = nn.Parameter(positions[:length], requires_grad=False)
-    tower.attn_mask = mask[:length, :length]
-    try:
-        yield
-    finally:
-        tower.positional_embedding, tower.attn_mask = positions, mask
-
-
 def _room(clip: Clip, count: int) -> PromptedNames:
     """Return the layout of prompts with a context of `count` vectors."""
-    width = getattr(getattr(_tower(clip.model), "token_embedding", None), "embedding_dim", 1)
+    width = getattr(getattr(text_tower(clip.model), "token_embedding", None), "embedding_dim", 1)
     empty = LearnedPrompt.of({"prefix_prompt": np.zeros((count, width), np.float32)}, "the context")
     return clip.prompted(empty)
