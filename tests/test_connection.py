@@ -6,6 +6,7 @@ import signal
 import sys
 
 import pytest
+import ray
 from ray.data import DataContext
 
 from pipeline.runtime import connection
@@ -75,6 +76,19 @@ def test_a_ray_that_does_not_start_is_told_in_one_line(monkeypatch):
         connection.cluster("head:6379", None, 1),
     ):
         raise AssertionError("there is no Ray")
+
+
+@pytest.mark.parametrize("is_connected", [False, True])
+def test_a_node_that_dies_between_our_calls_is_told_in_one_line(monkeypatch, is_connected):
+    # Found by chaos: Ray Data asks the cluster already when a plan is made, before it is run.
+    monkeypatch.setattr(connection.ray, "is_initialized", lambda: is_connected)
+    monkeypatch.setattr(connection.ray, "init", lambda **options: None)
+    monkeypatch.setattr(connection.ray, "shutdown", lambda: None)
+    with (
+        pytest.raises(SegmillError, match=r"cut short \(LocalRayletDiedError.*run again to go on"),
+        connection.cluster("local", None, 1),
+    ):
+        raise ray.exceptions.LocalRayletDiedError
 
 
 @pytest.mark.parametrize("address, limit", [("head:6379", 300 * 2**20), ("local", math.inf)])

@@ -16,6 +16,7 @@ from ray._private.authentication.authentication_token_setup import (
 from ray.data import DataContext, ExecutionResources
 
 from pipeline.cores import cores
+from pipeline.runtime.errors import cause
 from schemas.errors import SegmillError, SettingsError
 
 _POLL_S: Final = 0.5
@@ -35,10 +36,11 @@ def cluster(
     token of a cluster is found the way Ray finds it: RAY_AUTH_TOKEN, a file that
     RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token. With `ship_code` workers get the code of this
     process. Raises SettingsError when the address does not answer, or refuses the token, and
-    SegmillError when Ray does not start here.
+    SegmillError when Ray does not start here, or fails later on.
     """
     if ray.is_initialized():
-        yield
+        with _in_our_words():
+            yield
         return
     options: dict[str, Any] = {"address": address}
     # Ray's own lines would run between our progress; SEGMILL_LOG_LEVEL brings them back.
@@ -77,10 +79,19 @@ def cluster(
     logging.getLogger("ray").setLevel(level if level <= logging.INFO else logging.CRITICAL)
     budget_mb = None if address == "local" else object_store_mb
     try:
-        with _watched_node(), _store_budget(budget_mb):
+        with _in_our_words(), _watched_node(), _store_budget(budget_mb):
             yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    """Tell in a line what Ray raises, wherever we call it: a node may die at any moment."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        raise cause(error) from None
 
 
 @contextmanager
