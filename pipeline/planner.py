@@ -86,6 +86,11 @@ def rows_at_once(images: int, rows: tuple[int, int, int], pieces: tuple[int, int
     return max(least, min(usual, images // few), min(most, images // many))
 
 
+def unit_rows(images: int) -> int:
+    """Return how many images of a run make a unit of work."""
+    return rows_at_once(images, _ROWS_PER_UNIT, _UNITS)
+
+
 @dataclass(frozen=True)
 class Units:
     """Units of work, as a table of UNITS, and how many images they hold."""
@@ -161,7 +166,7 @@ class Planner:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._open.close()
+        self._open.__exit__(kind, error, traceback)  # which says what an error of DuckDB is
 
     def add_inventory(self, tables: Iterable[pa.Table]) -> int:
         """Take the images of the source, each uri once; return how many were repetitions."""
@@ -338,7 +343,7 @@ class Planner:
     def _fetch_units(self, dataset: str, run_id: str) -> Units:
         done = self._number("select count(*) from winner")
         images = self.images - done - self._number("select count(*) from recalled")
-        unit_rows = rows_at_once(images, _ROWS_PER_UNIT, _UNITS)
+        rows = unit_rows(images)
         reader = self._database.sql(
             f"select i.image_id, i.uri, i.etag, i.size_bytes {_TO_FETCH} order by i.uri"
         ).to_arrow_reader(_ROWS_PER_TODO_FILE)
@@ -346,10 +351,10 @@ class Planner:
         for number, table in enumerate(_tables_of(reader, _ROWS_PER_TODO_FILE)):
             path = f"{RUNS}/{run_id}/todo/{number:06d}.parquet"
             buffer = BytesIO()
-            pq.write_table(table, buffer, row_group_size=unit_rows)
+            pq.write_table(table, buffer, row_group_size=rows)
             write_bytes(dataset, path, buffer.getvalue())
-            for group, start in enumerate(range(0, len(table), unit_rows)):
-                signatures = self._signatures_of(table.slice(start, unit_rows))
+            for group, start in enumerate(range(0, len(table), rows)):
+                signatures = self._signatures_of(table.slice(start, rows))
                 units.append({"path": path, "row_group": group, "signatures": signatures})
         return Units(pa.Table.from_pylist(units, schema=UNITS), images)
 

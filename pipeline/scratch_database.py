@@ -13,7 +13,11 @@ import duckdb
 def scratch_database(
     name: str, memory_mb: int, threads: int | None = None
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Yield the database, which is gone afterwards; without `threads` DuckDB takes all cores."""
+    """Yield the database, which is gone afterwards; without `threads` DuckDB takes all cores.
+
+    KeyboardInterrupt (SIGINT, and our SIGTERM) during a query goes through as such: DuckDB raises a
+    RuntimeError in its place.
+    """
     with TemporaryDirectory(prefix=f"segmill-{name}-") as folder:
         config: dict[str, Any] = {
             "memory_limit": f"{memory_mb}MiB",
@@ -23,4 +27,9 @@ def scratch_database(
         if threads is not None:
             config["threads"] = threads
         with duckdb.connect(str(Path(folder) / f"{name}.duckdb"), config=config) as database:
-            yield database
+            try:
+                yield database
+            except (RuntimeError, duckdb.InterruptException) as error:
+                if "interrupted" in str(error).lower():
+                    raise KeyboardInterrupt from None
+                raise

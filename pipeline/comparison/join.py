@@ -56,16 +56,19 @@ class Joined:
         self._sides = {"before": before, "after": after}
         common = {file.sha256 for file in before.manifest.images}
         self._shared = common & {file.sha256 for file in after.manifest.images}
+        self._memory_mb = memory_mb
         self._open = ExitStack()
-        self._database = self._open.enter_context(scratch_database("diff", memory_mb))
 
     def __enter__(self) -> Self:
-        for side in self._sides:
-            self._database.execute(_TABLE.format(side=side))
-            for arriving in self._read(side, shared=False, columns=_COLUMNS):
-                self._database.register("arriving", arriving)
-                self._database.execute(f"insert into {side} by name select * from arriving")
-                self._database.unregister("arriving")
+        with ExitStack() as opened:
+            self._database = opened.enter_context(scratch_database("diff", self._memory_mb))
+            for side in self._sides:
+                self._database.execute(_TABLE.format(side=side))
+                for arriving in self._read(side, shared=False, columns=_COLUMNS):
+                    self._database.register("arriving", arriving)
+                    self._database.execute(f"insert into {side} by name select * from arriving")
+                    self._database.unregister("arriving")
+            self._open = opened.pop_all()
         return self
 
     def __exit__(
@@ -74,7 +77,7 @@ class Joined:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._open.close()
+        self._open.__exit__(kind, error, traceback)
 
     def shared(self) -> Iterator[pa.Table]:
         """Yield size, status, labels and areas of the rows that are the same in both versions."""
