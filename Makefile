@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format lock weights bench bench-pipeline bench-engine bench-gpu bench-approximate bench-exact bench-half bench-memory \
+.PHONY: demo test check format lock weights bench bench-pipeline bench-engine bench-gpu bench-limits bench-scaling bench-approximate bench-exact bench-half bench-memory \
   bench-precision bench-vocabulary bench-trust bench-promise bench-decoder bench-planning bench-incremental fuzz photos \
   chaos cluster-test ablations clean
 
@@ -38,6 +38,12 @@ bench-pipeline: $(INSTALLED)  ## a run against its bare stages and against a pla
 
 bench-engine: $(INSTALLED)  ## images a second of the engine, with stages that do nothing
 	@$(BIN)/python -m tests.bench.engine
+
+bench-limits: $(INSTALLED)  ## what our own design takes of one process: tasks, units, merging
+	@$(BIN)/python -m tests.bench.limits
+
+bench-scaling: $(INSTALLED)  ## what `simulate` says of two to four simulated nodes against runs on them
+	@$(BIN)/python -m tests.bench.scaling
 
 bench-gpu: $(INSTALLED)  ## bare stages and whole runs on one GPU (needs the sample data)
 	@$(BIN)/python -m tests.bench.gpu

@@ -73,7 +73,7 @@ def run_flows(
         Device.of(config.classify_gpus, config.classify_accelerator, config.classify_resources),
     )
     progress.say(f"prompting CLIP with {len(plan.vocabulary)} classes")
-    texts = _texts(plan, devices[1])
+    texts = run_texts(plan, devices[1])
     if config.keep_embeddings:
         write_texts(config.output, plan.fingerprints.label, texts)
     stages = Stages.of(plan, texts, run_id)
@@ -89,7 +89,7 @@ def run_flows(
                 runtime.Flow(units.table, units.images, intake, placements),
                 config.output,
                 run_id,
-                rows_per_part(plan, units.images),
+                part_rows(units.images, config.rows_per_file, config.keep_embeddings),
                 progress.update,
             )
 
@@ -124,15 +124,16 @@ def _placements(plan: AnnotationPlan, stages: Stages, pools: Pools) -> list[runt
     ]
 
 
-def rows_per_part(plan: AnnotationPlan, images: int) -> int:
+def part_rows(images: int, rows_per_file: int, keep_embeddings: Encoding | None) -> int:
     """Return how many images are written, and so are safe, at a time."""
-    most = plan.config.rows_per_file
-    if plan.config.keep_embeddings:
-        most = min(most, _ROWS_PER_PART_OF_EMBEDDINGS[plan.config.keep_embeddings])
+    most = rows_per_file
+    if keep_embeddings:
+        most = min(most, _ROWS_PER_PART_OF_EMBEDDINGS[keep_embeddings])
     return min(most, rows_at_once(images, _ROWS_PER_PART, _PARTS))
 
 
-def _texts(plan: AnnotationPlan, device: Device) -> Texts:
+def run_texts(plan: AnnotationPlan, device: Device) -> Texts:
+    """Return the text vectors of a run: computed here, or where a classifier would be."""
     arguments = plan.clip, plan.vocabulary, (plan.query_prompts, plan.region_prompts)
     if plan.config.address == "local" and not num_gpus():
         # A worker would load the same libraries once more, and compute on the same cores.

@@ -42,6 +42,11 @@ COMMANDS: Final[dict[str, _Command]] = {
         "predict what annotate would do, take and cost; look over the vocabulary",
         "schemas.plan_config:PlanConfig", "jobs.plan:plan", "plan:show_plan", ("source",),
     ),
+    "simulate": _Command(
+        "predict far larger runs on far larger clusters from a measured one, and what binds",
+        "schemas.simulate_config:SimulateConfig", "jobs.simulate:simulate",
+        "simulation:show_simulate", ("dataset",),
+    ),
     "annotate": _Command(
         "label a folder, bucket or list of images as a Parquet dataset",
         "AnnotateConfig", "jobs.annotate:annotate", "annotation:show_annotate", ("source",),

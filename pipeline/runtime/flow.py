@@ -78,8 +78,7 @@ def run_flow(
     logging.getLogger("ray.data").setLevel(logging.getLogger("ray").level)
     crew = _crew(flow, run_id)
     board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote(crew)
-    rows = ray.data.from_arrow([flow.units[index : index + 1] for index in range(len(flow.units))])
-    rows = rows.map_batches(
+    rows = units_dataset(flow.units).map_batches(
         take_in, fn_args=(flow.intake, board), batch_size=1, batch_format="pyarrow",
         memory=_DECODE_MEMORY,
     )  # fmt: skip
@@ -101,6 +100,11 @@ def run_flow(
             with suppress(ray.exceptions.RayError):
                 ray.get(board.close.remote(), timeout=10)
         ray.kill(board)
+
+
+def units_dataset(units: pa.Table) -> ray.data.Dataset:
+    """Return the units of work, each a block of its own."""
+    return ray.data.from_arrow([units[index : index + 1] for index in range(len(units))])
 
 
 def _crew(flow: Flow, run_id: str) -> Crew:

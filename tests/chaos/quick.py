@@ -8,7 +8,6 @@ pixels, so that a wrong, stale or exchanged image shows in its row.
 import json
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +33,8 @@ class QuickPropose:
     name: ClassVar[str] = "propose"
     schema: ClassVar[pa.Schema] = PROPOSED
 
+    seconds_per_image: float
+
     def warm_up(self) -> None:
         pass
 
@@ -43,7 +44,7 @@ class QuickPropose:
     def _propose(self, row: Row) -> Row:
         if is_quarantined(row):
             return {**row, "n_proposals": 0}
-        time.sleep(_SECONDS_PER_IMAGE)
+        time.sleep(self.seconds_per_image)
         grid = image_of(row)[::4, ::4].mean(axis=2).astype(np.uint8)
         return {
             **row,
@@ -64,6 +65,7 @@ class QuickClassify:
     names: tuple[str, ...]
     fingerprints: Fingerprints
     run_id: str
+    seconds_per_image: float
 
     def warm_up(self) -> None:
         pass
@@ -79,7 +81,7 @@ class QuickClassify:
                 **row_of_run,
                 "fingerprint": self.fingerprints.of_failure(row["error"]["stage"]),
             }
-        time.sleep(_SECONDS_PER_IMAGE)
+        time.sleep(self.seconds_per_image)
         image_HW3 = image_of(row)
         grid = np.frombuffer(row["mask_logits"], np.uint8)
         grid = grid.reshape(row["mask_height"], row["mask_width"])
@@ -113,31 +115,27 @@ def without_model_libraries() -> None:
     sys.modules["open_clip"] = module
 
 
-def install() -> None:
-    """Let the flows of an annotation use these stages; call `without_model_libraries` before."""
+def install(propose_s: float = _SECONDS_PER_IMAGE, classify_s: float = _SECONDS_PER_IMAGE) -> None:
+    """Let the flows of an annotation use these stages; call `without_model_libraries` before.
+
+    They take that many seconds per image.
+    """
     from jobs import annotation_flows as flows
-    from pipeline import runtime
     from pipeline.text_vectors import Texts
 
     def classify(_embed: Any, label: Any, keep_embeddings: Any) -> QuickClassify:
         if keep_embeddings:
             raise AssertionError("the quick stages make no embeddings to keep")
-        return QuickClassify(label.names[:_LEVELS], label.fingerprints, label.run_id)
+        names = label.names[:_LEVELS]
+        return QuickClassify(names, label.fingerprints, label.run_id, classify_s)
 
-    run_task: Callable[..., Any] = runtime.run_task
-
-    def encode(_work: Any, _clip: Any, vocabulary: Any, _prompts: Any, device: Any) -> Texts:
-        # As a task on the cluster, but without arguments whose classes import a model library.
-        vectors_KD = run_task(_no_vectors, len(vocabulary.names), device=device)
+    def texts(plan: Any, _device: Any) -> Texts:
+        vectors_KD = np.zeros((len(plan.vocabulary), 1), np.float32)
         return Texts(vectors_KD, vectors_KD, 1.0)
 
-    for module, name, stand_in in (
-        (flows, "Propose", lambda *_settings: QuickPropose()),
-        (flows, "Classify", classify),
-        (runtime, "run_task", encode),
+    for name, stand_in in (
+        ("Propose", lambda *_settings: QuickPropose(propose_s)),
+        ("Classify", classify),
+        ("run_texts", texts),
     ):
-        setattr(module, name, stand_in)
-
-
-def _no_vectors(classes: int) -> Any:
-    return np.zeros((classes, 1), np.float32)
+        setattr(flows, name, stand_in)

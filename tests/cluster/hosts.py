@@ -210,11 +210,12 @@ class Cluster:
         cpus: int,
         resources: Mapping[str, float] | None = None,
         network: Network | None = None,
+        gpus: int | None = None,
     ) -> Host:
-        """Start a worker; one of a pool has a (simulated) GPU."""
+        """Start a worker; one of a pool has a (simulated) GPU if not said otherwise."""
         options = [
             f"--address={self.address}",
-            f"--num-cpus={cpus}", f"--num-gpus={int(bool(resources))}",
+            f"--num-cpus={cpus}", f"--num-gpus={int(bool(resources)) if gpus is None else gpus}",
             f"--resources={json.dumps(dict(resources or {}))}",
         ]  # fmt: skip
         return self._start(options, network.theirs if network else self.ip, network)
