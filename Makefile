@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format lock weights bench bench-pipeline bench-engine bench-gpu bench-limits bench-scaling bench-approximate bench-exact bench-half bench-memory \
-  bench-precision bench-vocabulary bench-trust bench-promise bench-decoder bench-planning bench-incremental fuzz photos \
+.PHONY: demo test check format lock weights bench bench-pipeline bench-engine bench-gpu bench-approximate bench-exact bench-half bench-memory \
+  bench-limits bench-scaling bench-precision bench-vocabulary bench-trust bench-promise bench-decoder bench-planning bench-incremental fuzz photos \
   chaos cluster-test ablations clean
 
 demo: $(INSTALLED)  ## scenes -> labels -> figures -> one HTML page; ends with one line of JSON

@@ -24,6 +24,8 @@ __all__ = [
 
 # Other schemes of fsspec would work but were not tried. http(s) only where the rules are given.
 SCHEMES: Final = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "hf", "memory")
+# Here others write too while we look.
+_BUCKETS: Final = ("s3", "s3a", "gs", "gcs", "az", "abfs")
 
 # Parameters of a signed URL: what opens it, and what only says how and until when.
 _SIGNING: Final = re.compile(
@@ -58,7 +60,7 @@ def open_store(
     if web is not None and protocol in WEB_SCHEMES:
         return web_store(web), url
     target = url if protocol else os.path.abspath(os.path.expanduser(url))
-    options: dict[str, Any] = {"use_listings_cache": False} if protocol in {"s3", "s3a"} else {}
+    options: dict[str, Any] = {"use_listings_cache": False} if protocol in _BUCKETS else {}
     try:
         # Not url_to_fs: it takes "::" in a file name for a chain of file systems.
         fs = fsspec.filesystem(protocol or "file", **options)

@@ -1,8 +1,9 @@
-"""What Ray's start leaves of a process: its handler of SIGTERM."""
+"""What Ray's start and end leave of a process: its handler of SIGTERM."""
 
 import math
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -58,6 +59,31 @@ def test_what_else_ends_the_start_goes_through(ours):
         signal.signal(signal.SIGTERM, of_ray)
         sys.exit(3)
     assert signal.getsignal(signal.SIGTERM) is ours
+
+
+AFTER_RAY = """
+import os, signal, sys, time
+from pipeline.runtime.connection import cluster
+
+def ours(number, frame):
+    print("told", flush=True)
+    sys.exit(7)
+
+signal.signal(signal.SIGTERM, ours)
+with cluster("local", 80, 1):
+    pass
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(5)
+"""
+
+
+@pytest.mark.ray
+def test_ours_is_there_again_after_rays_end():
+    # Found by chaos: a run that was told to end between its publication and its record just died.
+    ended = subprocess.run(
+        [sys.executable, "-c", AFTER_RAY], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (ended.returncode, ended.stdout.splitlines()[-1:]) == (7, ["told"]), ended.stderr
 
 
 @pytest.mark.usefixtures("no_ray")

@@ -82,7 +82,8 @@ def cluster(
         with _in_our_words(), _watched_node(), _store_budget(budget_mb):
             yield
     finally:
-        ray.shutdown()
+        with _kept_sigterm():  # of which Ray's C++ core otherwise leaves the system's default
+            ray.shutdown()
 
 
 @contextmanager
@@ -142,8 +143,9 @@ def _watched_node() -> Iterator[None]:
 
 @contextmanager
 def _kept_sigterm() -> Iterator[None]:
-    """Keep the caller's handler of SIGTERM; that of Ray's C++ core aborts with a dump.
+    """Keep the caller's handler of SIGTERM through Ray's start, or its end.
 
+    That of Ray's C++ core aborts with a dump, and the core takes with it all handlers when it ends.
     While Ray starts, another of its own is there, which exits with the number of the signal: the
     caller's is called in its place.
     """
