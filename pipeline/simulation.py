@@ -33,16 +33,18 @@ _MANIFEST_MB: Final = 64.0
 class Engine:
     """What our own design takes of the one process that runs it.
 
-    Measured by `make bench-limits` on two cores; see the README for figures and date.
+    By `make bench-limits` on two cores of a small virtual machine (2026-11-27).
     """
 
-    task_s: float = 2.0e-3  # of the driver, per task of Ray Data
-    unit_s: float = 1.0e-3  # per unit of work, until the first can start
-    unit_bytes: float = 10_000.0  # that the driver holds per unit
+    # Of the driver, per task of Ray Data: 4.7 ms for an actor's, 7.2 for another, with two at work
+    # at a time. A round of Ray's loop serves all that have ended, so that it is less with more.
+    task_s: float = 5.0e-3
+    unit_s: float = 1.8e-3  # per unit of work, until the first can start
+    unit_bytes: float = 4_000.0  # that the driver holds per unit
     driver_bytes: float = 2e9  # that it holds for all else, planning (which spills) included
-    plan_s: float = 18.6e-6  # per image: reading the list, the join, the work list
-    merge_bytes_per_s: float = 50e6  # that one core reads and writes again
-    file_bytes: float = 350.0  # of a manifest, per data file
+    plan_s: float = 18.6e-6  # per image: reading the list, the join (`make bench-planning`)
+    merge_bytes_per_s: float = 9.5e6  # of small parts, read and written again by one core
+    file_bytes: float = 250.0  # of a manifest, per data file
     block_bytes: float = 32 * 2**20
 
 
