@@ -1,12 +1,12 @@
 """Whether `segmill simulate` is right: from a run on one simulated node to runs on two to four.
 
-    python -m tests.bench.scaling [images] [nodes]
+    python -m tests.bench.scaling [images per node] [nodes]
 
 Every node has four CPUs and two (simulated) GPUs, and all are on this machine; the models are
 stages that sleep and then label (`tests/chaos/quick.py`), for a GPU that computes elsewhere leaves
 the cores alone too. All else is a run of `annotate` on a Ray cluster. The simulator reads the run
-on one node, chooses the sizes of the pools for more nodes, and says how long the images will flow
-and how long all will take; these are compared with runs of those sizes.
+on one node, chooses the sizes of the pools for more nodes and as many times the images, and says
+how long these will flow and how long all will take; that is compared with runs of those sizes.
 """
 
 import json
@@ -20,6 +20,7 @@ from typing import Any
 from jobs.cli import main as segmill
 from jobs.simulate import simulate
 from pipeline.models.embedded import EMBEDDED_VOCABULARY
+from pipeline.simulation import Simulated
 from schemas.simulate_config import SimulateConfig
 from tests.bench.engine import SIDE, write_jpegs
 from tests.chaos import quick
@@ -32,35 +33,31 @@ BATCH = 4
 
 def main() -> None:
     given = [int(value) for value in sys.argv[1:3]]
-    images, most = given + [1_200, 4][len(given) :]
+    images, most = given + [800, 4][len(given) :]
+    told: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="sc-") as directory:
         folder = Path(directory)
-        write_jpegs(folder / "photos", images)
-        runs: list[dict[str, Any]] = []
         for nodes in range(1, most + 1):
-            actors = runs[0]["plans"][nodes]["actors"] if runs else {"propose": 1, "classify": 1}
-            found = run(folder, nodes, actors)
-            if nodes == 1:
-                found["plans"] = plans(folder / "labels-1", images, most)
-            runs.append(found)
-            plan = runs[0]["plans"][nodes]
-            found["told"] = {
-                "nodes": nodes, "actors": actors,
-                "predicted_flow_s": round(plan["flow_s"], 1), "flow_s": found["flow_s"],
-                "predicted_s": round(plan["seconds"], 1), "seconds": found["seconds"],
-                "binds": plan["binds"],
-            }  # fmt: skip
-            print(found["told"], file=sys.stderr, flush=True)
-    told = [found["told"] for found in runs]
-    wrong = {
-        key: round(max(abs(one[f"predicted_{key}"] / one[key] - 1) for one in told[1:]), 3)
-        for key in ("flow_s", "seconds")
-        if told[1:]
-    }
-    print(json.dumps({"scaling": {"images": images, "runs": told, "largest_error": wrong}}))
+            write_jpegs(folder / f"photos-{nodes}", images * nodes)
+            plan = simulated(folder / "labels-1", images * nodes, nodes) if told else None
+            actors = dict(plan.prediction.sizes) if plan else {"propose": 1, "classify": 1}
+            flow_s, seconds = run(folder, nodes, actors)
+            plan = plan or simulated(folder / "labels-1", images, 1)
+            told.append(
+                {
+                    "nodes": nodes, "images": images * nodes, "actors": actors,
+                    "binds": plan.binds,
+                    "predicted_flow_s": round(plan.phases["label"], 1), "flow_s": flow_s,
+                    "predicted_s": round(plan.seconds, 1), "seconds": seconds,
+                }
+            )  # fmt: skip
+            print(told[-1], file=sys.stderr, flush=True)
+    wrong = [one["predicted_flow_s"] / one["flow_s"] - 1 for one in told]
+    largest = round(max(wrong, key=abs), 3)
+    print(json.dumps({"scaling": {"runs": told, "largest_flow_error": largest}}))
 
 
-def run(folder: Path, nodes: int, actors: dict[str, int]) -> dict[str, Any]:
+def run(folder: Path, nodes: int, actors: dict[str, int]) -> tuple[float, float]:
     """Label all photos on so many nodes; return the seconds that images flowed, and of all."""
     output = folder / f"labels-{nodes}"
     with Cluster(folder / f"ray-{nodes}") as cluster:
@@ -71,7 +68,7 @@ def run(folder: Path, nodes: int, actors: dict[str, int]) -> dict[str, Any]:
         subprocess.run(
             [
                 sys.executable, "-m", "tests.bench.scaling", "--drive",
-                "annotate", str(folder / "photos"), "--output", str(output),
+                "annotate", str(folder / f"photos-{nodes}"), "--output", str(output),
                 "--vocabulary", str(EMBEDDED_VOCABULARY), "--address", cluster.address,
                 "--short-edge", str(SIDE), "--object-store-mb", "200",
                 "--propose-batch", str(BATCH), "--classify-batch", str(BATCH),
@@ -83,28 +80,21 @@ def run(folder: Path, nodes: int, actors: dict[str, int]) -> dict[str, Any]:
         seconds = time.monotonic() - started
     (record,) = output.glob("_runs/*/end.json")
     (flow,) = json.loads(record.read_text())["meter"]["flows"]
-    return {"flow_s": round(flow["seconds"], 1), "seconds": round(seconds, 1)}
+    return round(flow["seconds"], 1), round(seconds, 1)
 
 
-def plans(dataset: Path, images: int, most: int) -> dict[int, dict[str, Any]]:
-    """Return what the simulator says, from the run on one node, of runs on one and more."""
+def simulated(dataset: Path, images: int, nodes: int) -> Simulated:
+    """Return what the simulator says of a run on so many nodes, from that on one."""
     config = SimulateConfig(
         dataset=str(dataset),
         images=(images,),
-        clusters=tuple(f"{CPUS * nodes}x{GPUS * nodes}" for nodes in range(1, most + 1)),
+        clusters=(f"{CPUS * nodes}x{GPUS * nodes}",),
         propose_batch=BATCH,
         classify_batch=BATCH,
         list_page_s=0.0,
     )
-    return {
-        nodes: {
-            "flow_s": run.phases["label"],
-            "seconds": run.seconds,
-            "actors": dict(run.prediction.sizes),
-            "binds": run.binds,
-        }
-        for nodes, run in enumerate(simulate(config).runs, start=1)
-    }
+    (run,) = simulate(config).runs
+    return run
 
 
 if __name__ == "__main__":
