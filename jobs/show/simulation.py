@@ -1,7 +1,6 @@
 """What `segmill simulate` prints."""
 
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -12,22 +11,30 @@ if TYPE_CHECKING:
     from jobs.simulate import SimulateResult
     from pipeline.simulation import Simulated
 
-_NEXT = 3  # limits shown beside the one that binds
+_PLAIN: Final[dict[str, Any]] = {"highlight": False, "markup": False, "soft_wrap": True}
 
 
 def show_simulate(result: "SimulateResult", console: Console) -> int:
-    """Print a line per run that would be; always 0."""
+    """Print a line per run that would be, and the limits of every cluster; always 0."""
     table = Table(title=f"from {result.images} images of run {result.run_id}", title_justify="left")
-    for name in ("images", "CPUs x GPUs"):
+    for name in ("images", "CPUs x GPUs", "hours", "cost", "images/s"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name in ("time", "images/s", "cost", "files", "manifest MB", "driver GB"):
-        table.add_column(name, justify="right")
-    table.add_column("binds (and what would next)")
+    table.add_column("binds", no_wrap=True)
     for run in result.runs:
-        table.add_row(*_cells(run))
+        table.add_row(
+            f"{run.images:,}",
+            _machines(run),
+            f"{run.seconds / 3600:,.1f}",
+            f"{run.cost:,.2f}",
+            f"{run.images_per_s:,.4g}",
+            run.binds,
+        )
     console.print(table)
+    largest = {_machines(run): run for run in result.runs}  # the last of each cluster
+    for machines, run in largest.items():
+        console.print(f"{machines}, {run.images:,} images: {_limits(run)}", **_PLAIN)
     for note in dict.fromkeys(note for run in result.runs for note in run.notes):
-        console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        console.print(note, style="yellow", **_PLAIN)
     print_json(
         {
             "dataset": result.dataset,
@@ -39,20 +46,13 @@ def show_simulate(result: "SimulateResult", console: Console) -> int:
     return 0
 
 
-def _cells(run: "Simulated") -> list[str]:
+def _machines(run: "Simulated") -> str:
+    return f"{run.machines.cpus} x {run.machines.gpus}"
+
+
+def _limits(run: "Simulated") -> str:
     order = sorted(run.limits, key=lambda name: run.limits[name])
-    binds, *others = (f"{name} {run.limits[name]:.4g}" for name in order)
-    return [
-        f"{run.images:,}",
-        f"{run.machines.cpus} x {run.machines.gpus}",
-        str(timedelta(seconds=round(run.seconds))),
-        f"{run.images_per_s:.4g}",
-        f"{run.cost:,.2f}",
-        f"{run.files:,}",
-        f"{run.manifest_bytes / 1e6:.1f}",
-        f"{run.driver_bytes / 1e9:.1f}",
-        f"{binds} ({', '.join(others[:_NEXT])})",
-    ]
+    return ", ".join(f"{name} {run.limits[name]:,.4g}" for name in order) + " images/s at most"
 
 
 def _values(run: "Simulated") -> dict[str, Any]:
