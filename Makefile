@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test check format lock weights bench bench-pipeline bench-engine bench-gpu bench-approximate bench-exact bench-half bench-memory \
   bench-limits bench-scaling bench-precision bench-vocabulary bench-trust bench-promise bench-decoder bench-planning bench-incremental fuzz photos \
-  chaos cluster-test ablations clean
+  chaos cluster-test soak ablations clean
 
 demo: $(INSTALLED)  ## scenes -> labels -> figures -> one HTML page; ends with one line of JSON
 	@$(BIN)/segmill demo --output demo
@@ -88,6 +88,9 @@ chaos: $(INSTALLED)  ## kill runs and fail their store by seeded schedules; ends
 
 cluster-test: $(INSTALLED)  ## runs on simulated clusters of several nodes; ends with one line of JSON
 	@$(BIN)/python -m tests.cluster
+
+soak: $(INSTALLED)  ## an hour (MINUTES) of scheduled runs on a changing bucket, with kills; ends with JSON
+	@$(BIN)/python -m tests.cluster.soak --minutes $(or $(MINUTES),60) --seed $(or $(SEED),0)
 
 ablations: $(INSTALLED)  ## the paper's claims on synthetic scenes, three seeds; ends with one line of JSON
 	@$(BIN)/python -m tests.bench.ablations
