@@ -7,7 +7,7 @@ images stands for the images in it.
 import logging
 import tarfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +34,7 @@ from schemas.errors import SourceError
 
 LIST_SUFFIXES: Final = (".txt", ".parquet")
 BATCH_ROWS: Final = 10_000
+_NAMES_PER_PAGE: Final = 1000
 _MAX_WEB_LIST_BYTES: Final = 2**30
 _PACKED_AT_ONCE: Final = 8
 _GLOB_CHARACTERS: Final = frozenset("*?[")
@@ -207,13 +208,21 @@ def walk(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[dict[str, Any]]:
     if isinstance(fs, S3FileSystem):
         bucket, key, _ = fs.split_path(path)
         prefix = f"{key.rstrip('/')}/" if key else ""
-        pages = fs._iterdir(bucket, delimiter="", prefix=prefix)
-        while (info := sync(fs.loop, anext, pages, None)) is not None:
-            if not info["name"].endswith("/"):  # a marker that consoles make for a folder
-                yield info
+        listed = fs._iterdir(bucket, delimiter="", prefix=prefix)
+        # A page at a time: every call into the loop of another thread costs more than a name.
+        while infos := sync(fs.loop, _take, listed, _NAMES_PER_PAGE):
+            # A name that ends so is a marker that consoles make for a folder.
+            yield from (info for info in infos if not info["name"].endswith("/"))
         return
     for _, _, files in fs.walk(path, detail=True):
         yield from files.values()
+
+
+async def _take(infos: AsyncIterator[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    taken: list[dict[str, Any]] = []
+    while len(taken) < most and (info := await anext(infos, None)) is not None:
+        taken.append(info)
+    return taken
 
 
 def _extensions(extensions: Sequence[str]) -> set[str]:
