@@ -9,6 +9,7 @@ from pipeline.machines import Device
 from pipeline.models.device import num_gpus
 from pipeline.planner import Units
 from pipeline.pool_sizes import Pool, pool_sizes
+from pipeline.prediction import Machines
 from schemas.config import ExecutionSettings
 from schemas.meter import FlowMeter
 
@@ -79,6 +80,22 @@ class Pools:
         else:
             sizes = pool_sizes(pools, tasks_s, offer)
         return replace(self, propose=sizes["propose"], classify=sizes["classify"])
+
+
+def planned_pools(
+    machines: Machines, gpus: tuple[float | None, float | None], fixed: tuple[int | None, ...]
+) -> dict[str, Pool]:
+    """Return what an actor of each pool takes on machines that need not be here, unmeasured.
+
+    `gpus` and `fixed` (sizes) are of POOLS; None GPUs are one where there are any.
+    """
+    a_gpu = 1.0 if machines.gpus else 0.0
+    return {
+        name: Pool(
+            0.0, cpus=machines.actor_cpus, gpus=a_gpu if share is None else share, fixed=size
+        )
+        for name, share, size in zip(POOLS, gpus, fixed, strict=True)
+    }
 
 
 def actor_cpus(config: ExecutionSettings) -> int:

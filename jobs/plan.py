@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from jobs.annotation_done import retried_codes, take_over
 from jobs.annotation_flows import Stages, texts_of
 from jobs.annotation_plan import AnnotationPlan
-from jobs.annotation_pools import POOLS, actor_cpus
+from jobs.annotation_pools import actor_cpus, planned_pools
 from jobs.plan_probe import Probe, probe
 from jobs.progress import Progress, Silent
 from pipeline import dataset
@@ -17,7 +17,6 @@ from pipeline.models.clip import Clip, template_vectors
 from pipeline.models.device import num_gpus, pick_device, threads
 from pipeline.plan_records import write_plan
 from pipeline.planner import Planner, Preview
-from pipeline.pool_sizes import Pool
 from pipeline.prediction import Machines, Prediction, predict
 from pipeline.secrets import hide_secrets
 from pipeline.vocabulary_lint import Finding, lint_vocabulary
@@ -146,19 +145,12 @@ def _probed(config: PlanConfig, stages: Stages, preview: Preview, progress: Prog
 
 
 def _predict(config: PlanConfig, preview: Preview, done: Probe, machines: Machines) -> Prediction:
-    given = (config.propose_actors, config.classify_actors)
-    asked = (config.propose_gpus, config.classify_gpus)
-    a_gpu = 1.0 if machines.gpus else 0.0
-    pools = {
-        name: Pool(
-            0.0,
-            cpus=machines.actor_cpus,
-            gpus=a_gpu if gpus is None else gpus,
-            # For other machines than this one the sizes are what is asked for.
-            fixed=size if machines.is_one_machine and size != "auto" else None,
-        )
-        for name, size, gpus in zip(POOLS, given, asked, strict=True)
-    }
+    # For other machines than this one the sizes are what is asked for.
+    fixed = tuple(
+        size if machines.is_one_machine and size != "auto" else None
+        for size in (config.propose_actors, config.classify_actors)
+    )
+    pools = planned_pools(machines, (config.propose_gpus, config.classify_gpus), fixed)
     # Those with stored proposals cost less: of them this is the most that they may take.
     images = preview.fetch + preview.reclassify
     return predict(images, done.spent, done.warm_up_s, machines, pools)

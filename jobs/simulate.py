@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from jobs.annotation_flows import part_rows
-from jobs.annotation_pools import POOLS
+from jobs.annotation_pools import POOLS, planned_pools
 from pipeline.meter import Spent, add_to
 from pipeline.planner import unit_rows
 from pipeline.pool_sizes import Pool
@@ -93,12 +93,7 @@ def _machines(config: SimulateConfig, cluster: str) -> Machines:
 
 def _pools(config: SimulateConfig, machines: Machines) -> dict[str, Pool]:
     """Return what an actor of each pool takes; raises SettingsError where not both find room."""
-    asked = (config.propose_gpus, config.classify_gpus)
-    a_gpu = 1.0 if machines.gpus else 0.0
-    pools = {
-        name: Pool(0.0, cpus=machines.actor_cpus, gpus=a_gpu if gpus is None else gpus)
-        for name, gpus in zip(POOLS, asked, strict=True)
-    }
+    pools = planned_pools(machines, (config.propose_gpus, config.classify_gpus), (None, None))
     cpus = 1 + sum(pool.cpus for pool in pools.values())  # one is left to decode
     gpus = sum(pool.gpus for pool in pools.values())
     if cpus > machines.cpus or gpus > machines.gpus:

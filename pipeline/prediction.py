@@ -24,6 +24,19 @@ class Machines:
     cpu_hour_price: float
     gpu_hour_price: float
 
+    def cpu_hours(self, seconds: float) -> float:
+        """Return the hours of all cores for so long."""
+        return self.cpus * seconds / 3600
+
+    def gpu_hours(self, seconds: float) -> float:
+        """Return the hours of all GPUs for so long."""
+        return self.gpus * seconds / 3600
+
+    def cost(self, seconds: float) -> float:
+        """Return what all machines cost for so long."""
+        cpus = self.cpu_hours(seconds) * self.cpu_hour_price
+        return cpus + self.gpu_hours(seconds) * self.gpu_hour_price
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -83,16 +96,15 @@ def predict(
     )
     start_up_s = _START_S + warm_up_s
     seconds = start_up_s + (images / flow.ceiling if flow.ceiling else 0.0)
-    cpu_hours, gpu_hours = (count * seconds / 3600 for count in (machines.cpus, machines.gpus))
     return Prediction(
         images=images,
         flow=flow,
         sizes=sizes,
         start_up_s=start_up_s,
         seconds=seconds,
-        cpu_hours=cpu_hours,
-        gpu_hours=gpu_hours,
-        cost=cpu_hours * machines.cpu_hour_price + gpu_hours * machines.gpu_hour_price,
+        cpu_hours=machines.cpu_hours(seconds),
+        gpu_hours=machines.gpu_hours(seconds),
+        cost=machines.cost(seconds),
     )
 
 

@@ -145,23 +145,6 @@ class Simulated:
         """From start to publication."""
         return sum(self.phases.values())
 
-    @property
-    def cpu_hours(self) -> float:
-        """Of all cores for all of that time."""
-        return self.machines.cpus * self.seconds / 3600
-
-    @property
-    def gpu_hours(self) -> float:
-        """Of all GPUs for all of that time."""
-        return self.machines.gpus * self.seconds / 3600
-
-    @property
-    def cost(self) -> float:
-        """What the machines cost."""
-        machines = self.machines
-        cpus = self.cpu_hours * machines.cpu_hour_price
-        return cpus + self.gpu_hours * machines.gpu_hour_price
-
 
 def simulate_run(
     images: int, measured: Measured, cluster: Cluster, pieces: Pieces, engine: Engine

@@ -55,7 +55,9 @@ def test_a_run_goes_as_fast_as_its_slowest_pool():
     assert found.images_per_s == pytest.approx(expected)
     assert found.phases["label"] == pytest.approx(10**6 / expected)
     assert found.seconds == pytest.approx(sum(found.phases.values()))
-    assert found.cost == pytest.approx(found.seconds / 3600 * (512 * 0.05 + 64 * 2.0))
+    assert found.machines.cost(found.seconds) == pytest.approx(
+        found.seconds / 3600 * (512 * 0.05 + 64 * 2.0)
+    )
     assert found.written_bytes == 10**6 * 5_000
 
 
