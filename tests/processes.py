@@ -45,6 +45,15 @@ def family(root: int) -> set[Process]:
     return {Process(pid, facts[1]) for pid in members if (facts := found[pid]) is not None}
 
 
+def resident_bytes(pid: int | str = "self") -> int:
+    """Return the memory that a process holds; 0 when it is gone."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGESIZE")
+
+
 def await_end(processes: Iterable[Process], timeout_s: float) -> list[Process]:
     """Wait until all have ended; end those that have not, and return them."""
     deadline = time.monotonic() + timeout_s

@@ -12,12 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.models.text_tower import (
-    encode_tokens,
-    reads_end_token,
-    text_tower,
-    tokens_that_matter,
-)
+from pipeline.models.text_tower import encode_tokens, reads_end_token, text_tower
 from pipeline.prompts import LearnedPrompt
 from schemas.errors import ModelError
 
@@ -32,7 +27,9 @@ class _Place:
     vectors_NLW: Tensor
 
     def __call__(self, module: nn.Module, tokens: tuple[Tensor, ...], embeds_NLW: Tensor) -> Tensor:
-        return torch.where(self.is_learned_NL1, self.vectors_NLW.to(embeds_NLW.dtype), embeds_NLW)
+        length = embeds_NLW.shape[1]  # without the padding that does not matter
+        vectors_NLW = self.vectors_NLW[:, :length].to(embeds_NLW.dtype)
+        return torch.where(self.is_learned_NL1[:, :length], vectors_NLW, embeds_NLW)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +67,6 @@ class PromptedNames:
         rows = [self._slots(name) for name in names]
         device = self.embedding.weight.device
         tokens_NL = torch.tensor([[token for token, _ in row] for row in rows])
-        length = tokens_that_matter(self.model, tokens_NL)
-        tokens_NL, rows = tokens_NL[:, :length], [row[:length] for row in rows]
         learned_NL1 = torch.tensor([[[vector is not None] for _, vector in row] for row in rows])
         none_W = np.zeros(self.embedding.embedding_dim, np.float32)
         vectors_NLW = np.stack(

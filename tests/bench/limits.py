@@ -9,7 +9,6 @@ written again as one file, by one core. `file_bytes`: of a manifest, per data fi
 """
 
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from pipeline.segments import encode_segments
 from pipeline.synthetic import VOCABULARY, make_scene
 from schemas.annotation import ANNOTATED
 from tests.bench.planning import finished
+from tests.processes import resident_bytes
 
 SEED = 9_100
 SCENES = 1024
@@ -73,17 +73,12 @@ def handing_over(units: int) -> dict[str, float]:
     row = {"path": "_runs/20260101T000000-abcdef/todo/000000.parquet", "row_group": 0}
     table = pa.Table.from_pylist([{**row, "row_group": n} for n in range(units)], schema=UNITS)
     units_dataset(table[:8])  # the first call imports and starts a worker
-    before, started = _resident(), time.monotonic()
+    before, started = resident_bytes(), time.monotonic()
     kept = units_dataset(table)
     seconds = time.monotonic() - started
-    grown = _resident() - before
+    grown = resident_bytes() - before
     del kept
     return {"units": units, "unit_s": seconds / units, "unit_bytes": round(grown / units)}
-
-
-def _resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
 
 
 def scheduling(tasks: int) -> dict[str, float]:

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ from pipeline.dataset import newest_version, read_manifest, read_rows
 from pipeline.models.embedded import EMBEDDED_VOCABULARY
 from pipeline.synthetic import make_scene
 from tests.cluster.hosts import Cluster, Host
-from tests.processes import Process, family
+from tests.processes import Process, family, resident_bytes
 from tests.servers import start_s3
 
 SEED: Final = 7_700
@@ -155,9 +155,9 @@ class Soak:
 
     def measure(self, head: Host) -> None:
         """Note the memory of the head's processes, which live as long as the cluster."""
-        sizes: Counter[str] = Counter()
+        sizes: dict[str, float] = defaultdict(float)
         for member in family(head.process.pid):
-            sizes[_name(member)] += _resident_mib(member)
+            sizes[_name(member)] += resident_bytes(member.pid) / 2**20
         self.head_mib.append({name: round(size, 1) for name, size in sizes.items() if name})
 
     def judge(self) -> None:
@@ -187,14 +187,6 @@ def _name(member: Process) -> str:
         scripts = [word for word in words[1:] if not word.startswith("-")]
         return Path(scripts[0]).stem if scripts else name
     return name
-
-
-def _resident_mib(member: Process) -> float:
-    try:
-        pages = int(Path(f"/proc/{member.pid}/statm").read_text().split()[1])
-    except (OSError, ValueError):
-        return 0.0
-    return pages * os.sysconf("SC_PAGESIZE") / 2**20
 
 
 def _png(index: int) -> bytes:
