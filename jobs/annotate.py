@@ -11,7 +11,7 @@ from jobs.annotation_plan import AnnotationPlan
 from jobs.annotation_run import AnnotateResult, holding
 from jobs.progress import Progress, RecordedProgress, Silent
 from pipeline.secrets import hide_secrets
-from schemas.config import AnnotateConfig
+from schemas.annotate_config import AnnotateConfig
 
 
 def annotate(config: AnnotateConfig, progress: Progress | None = None) -> AnnotateResult:

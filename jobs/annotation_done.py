@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pipeline.parts import recorded_parts
 from pipeline.planner import RETRIED_CODES, Origin, Planner
-from schemas.config import AnnotateConfig
+from schemas.annotate_config import AnnotateConfig
 from schemas.manifest import Manifest, Part
 
 Retried = tuple[str, ...] | None  # error codes of images to be tried again; None: all

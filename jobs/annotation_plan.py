@@ -21,8 +21,8 @@ from pipeline.pruning import PruneSettings
 from pipeline.sources import Listing, ListRules
 from pipeline.stages.fetch import web_access
 from pipeline.truth import Truths
+from schemas.annotate_config import AnnotateConfig, ClassifierSettings
 from schemas.annotation import SCHEMA_VERSION
-from schemas.config import AnnotateConfig, ClassifierSettings
 from schemas.errors import ModelError
 from schemas.vocabulary import Vocabulary, read_vocabulary
 

@@ -10,7 +10,7 @@ from pipeline.models.device import num_gpus
 from pipeline.planner import Units
 from pipeline.pool_sizes import Pool, pool_sizes
 from pipeline.prediction import Machines
-from schemas.config import ExecutionSettings
+from schemas.annotate_config import ExecutionSettings
 from schemas.meter import FlowMeter
 
 POOLS: Final = ("propose", "classify")

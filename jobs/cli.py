@@ -27,7 +27,7 @@ class _Command:
     """Where a command's settings and its function are, and what it prints."""
 
     summary: str
-    config: str  # name in schemas.config, or module:name
+    config: str  # module:name, in schemas
     run: str  # module:function, Config -> result
     show: str  # module:function in jobs.show, (result, console) -> exit code
     positional: tuple[str, ...] = ()
@@ -36,97 +36,102 @@ class _Command:
 COMMANDS: Final[dict[str, _Command]] = {
     "demo": _Command(
         "everything, on synthetic scenes and the embedded models, with a report",
-        "DemoConfig", "jobs.demo:demo", "annotation:show_demo",
+        "demo_config:DemoConfig", "jobs.demo:demo", "annotation:show_demo",
     ),
     "plan": _Command(
         "predict what annotate would do, take and cost; look over the vocabulary",
-        "schemas.plan_config:PlanConfig", "jobs.plan:plan", "plan:show_plan", ("source",),
+        "plan_config:PlanConfig", "jobs.plan:plan", "plan:show_plan", ("source",),
     ),
     "simulate": _Command(
         "predict far larger runs on far larger clusters from a measured one, and what binds",
-        "schemas.simulate_config:SimulateConfig", "jobs.simulate:simulate",
+        "simulate_config:SimulateConfig", "jobs.simulate:simulate",
         "simulation:show_simulate", ("dataset",),
     ),
     "annotate": _Command(
         "label a folder, bucket or list of images as a Parquet dataset",
-        "AnnotateConfig", "jobs.annotate:annotate", "annotation:show_annotate", ("source",),
+        "annotate_config:AnnotateConfig", "jobs.annotate:annotate", "annotation:show_annotate",
+        ("source",),
     ),
     "relabel": _Command(
         "give a dataset other names, prompts or thresholds, from its kept embeddings",
-        "schemas.relabel_config:RelabelConfig",
+        "relabel_config:RelabelConfig",
         "jobs.relabel:relabel", "annotation:show_annotate", ("dataset",),
     ),
     "evaluate": _Command(
         "compare a dataset with label maps: seen, unseen and harmonic mean IoU",
-        "EvaluateConfig", "jobs.evaluate:evaluate", "evaluation:show_evaluate", ("dataset",),
+        "evaluate_config:EvaluateConfig", "jobs.evaluate:evaluate", "evaluation:show_evaluate",
+        ("dataset",),
     ),
     "report": _Command(
         "write one HTML page to look at a dataset",
-        "ReportConfig", "jobs.report:report", "annotation:show_report", ("dataset",),
+        "report_config:ReportConfig", "jobs.report:report", "annotation:show_report", ("dataset",),
     ),
     "explain": _Command(
         "say why one pixel has its label: mask, crop, scores, thresholds, weights, run",
-        "schemas.explain_config:ExplainConfig", "jobs.explain:explain", "comparison:show_explain",
+        "explain_config:ExplainConfig", "jobs.explain:explain", "comparison:show_explain",
         ("dataset",),
     ),
     "diff": _Command(
         "compare two versions of labels: moved pixels, classes, images; a gate for CI",
-        "schemas.diff_config:DiffConfig", "jobs.diff:diff", "comparison:show_diff",
+        "diff_config:DiffConfig", "jobs.diff:diff", "comparison:show_diff",
         ("before", "after"),
     ),
     "versions": _Command(
         "list the published versions of a dataset",
-        "VersionsConfig", "jobs.versions:list_versions", "dataset:show_versions", ("dataset",),
+        "upkeep_config:VersionsConfig", "jobs.versions:list_versions", "dataset:show_versions",
+        ("dataset",),
     ),
     "verify": _Command(
         "read a dataset again: files, hashes, the account of rows, label maps",
-        "VerifyConfig", "jobs.verify:verify", "dataset:show_verify", ("dataset",),
+        "upkeep_config:VerifyConfig", "jobs.verify:verify", "dataset:show_verify", ("dataset",),
     ),
     "status": _Command(
         "say what of a dataset is done, failed and left, for people and monitors",
-        "schemas.status_config:StatusConfig", "jobs.status:status", "status:show_status",
+        "status_config:StatusConfig", "jobs.status:status", "status:show_status",
         ("dataset",),
     ),
     "drain": _Command(
         "beside Ray on a spot machine: wait for the notice of its end, and give it no new work",
-        "schemas.drain_config:DrainConfig", "jobs.drain:drain", "status:show_drain",
+        "drain_config:DrainConfig", "jobs.drain:drain", "status:show_drain",
     ),
     "vacuum": _Command(
         "delete old versions of a dataset, and files that no version names",
-        "VacuumConfig", "jobs.vacuum:vacuum", "dataset:show_vacuum", ("dataset",),
+        "upkeep_config:VacuumConfig", "jobs.vacuum:vacuum", "dataset:show_vacuum", ("dataset",),
     ),
     "export": _Command(
         "write a dataset in the format of a trainer or a labelling tool",
-        "schemas.export_config:ExportConfig", "jobs.export:export", "export:show_export",
+        "export_config:ExportConfig", "jobs.export:export", "export:show_export",
         ("dataset",),
     ),
     "register": _Command(
         "show a version of a dataset as a snapshot of an Iceberg table; no row is copied",
-        "schemas.register_config:RegisterConfig", "jobs.register:register",
+        "register_config:RegisterConfig", "jobs.register:register",
         "dataset:show_register", ("dataset", "table"),
     ),
     "review": _Command(
         "write the images most worth a person's time to Label Studio or CVAT",
-        "schemas.trust_config:ReviewConfig", "jobs.review:review", "trust:show_review",
+        "trust_config:ReviewConfig", "jobs.review:review", "trust:show_review",
         ("dataset",),
     ),
     "correct": _Command(
         "take reviewed tasks back: their labels stand in the place of the model's",
-        "schemas.trust_config:CorrectConfig", "jobs.correct:correct", "trust:show_correct",
+        "trust_config:CorrectConfig", "jobs.correct:correct", "trust:show_correct",
         ("dataset", "reviews"),
     ),
     "calibrate": _Command(
         "find the score floors from which on segments are right as often as promised",
-        "schemas.trust_config:CalibrateConfig", "jobs.calibrate:calibrate",
+        "trust_config:CalibrateConfig", "jobs.calibrate:calibrate",
         "trust:show_calibrate", ("dataset",),
     ),
     "weights convert": _Command(
         "write the models of a checkpoint of the paper's authors in Segmill's layout",
-        "WeightsConvertConfig", "jobs.weights:convert", "models:show_convert", ("checkpoint",),
+        "weights_config:WeightsConvertConfig", "jobs.weights:convert", "models:show_convert",
+        ("checkpoint",),
     ),
     "weights inspect": _Command(
         "say what a file or directory of weights holds",
-        "WeightsInspectConfig", "jobs.weights:inspect", "models:show_inspect", ("weights",),
+        "weights_config:WeightsInspectConfig", "jobs.weights:inspect", "models:show_inspect",
+        ("weights",),
     ),
     "datasets list": _Command(
         "list the data sets that can be prepared, and what to download for each",
@@ -134,26 +139,27 @@ COMMANDS: Final[dict[str, _Command]] = {
     ),
     "datasets prepare": _Command(
         "turn an official download into images, maps of class indices and a vocabulary",
-        "DatasetsPrepareConfig", "jobs.datasets:prepare", "training:show_prepare", ("name",),
+        "datasets_config:DatasetsPrepareConfig", "jobs.datasets:prepare", "training:show_prepare",
+        ("name",),
     ),
     "train proposals": _Command(
         "train a MaskFormer on the seen classes of labelled images",
-        "schemas.training_config:TrainProposalsConfig",
+        "training_config:TrainProposalsConfig",
         "jobs.train_proposals:train_proposals", "training:show_train_proposals",
     ),
     "train self-training": _Command(
         "train a proposer on a dataset's labels of unseen classes, and say what that gains",
-        "schemas.self_training_config:TrainSelfTrainingConfig",
+        "self_training_config:TrainSelfTrainingConfig",
         "jobs.train_self_training:train_self_training", "self_training:show_self_training",
     ),
     "train prompts": _Command(
         "learn vectors around class names, from regions of the seen classes",
-        "schemas.prompt_training_config:TrainPromptsConfig",
+        "prompt_training_config:TrainPromptsConfig",
         "jobs.train_prompts:train_prompts", "prompts:show_train_prompts",
     ),
     "presets": _Command(
         "list the rows of the paper's tables: commands, expected numbers, GPU hours",
-        "schemas.presets_config:PresetsConfig",
+        "presets_config:PresetsConfig",
         "jobs.presets:presets", "presets:show_presets", ("name",),
     ),
     "models": _Command(
@@ -245,7 +251,7 @@ def _settings(program: str, command: _Command, arguments: list[str]) -> Any:
     """Return settings from flags, environment, YAML file and defaults, in this order."""
     from jobs.settings import BadSettingsError, read_settings
 
-    model = _load(command.config if ":" in command.config else f"schemas.config:{command.config}")
+    model = _load(f"schemas.{command.config}")
     try:
         return read_settings(program, model, command.positional, arguments)
     except BadSettingsError as error:

@@ -11,7 +11,8 @@ from pipeline.datasets import DATASETS, find_dataset
 from pipeline.datasets.layout import SegmentationDataset
 from pipeline.datasets.plan import DatasetEntry, Request
 from pipeline.datasets.prepare import Preparation, prepare_dataset
-from schemas.config import Config, DatasetsPrepareConfig
+from schemas.config import Config
+from schemas.datasets_config import DatasetsPrepareConfig
 from schemas.errors import DatasetError
 
 _STAGE: Final = "prepare"

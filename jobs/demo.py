@@ -17,9 +17,12 @@ from jobs.report import report
 from pipeline.models.embedded import EMBEDDED_VOCABULARY
 from pipeline.storage import describe
 from pipeline.synthetic import TEST_SEED, make_scene
-from schemas.config import AnnotateConfig, DemoConfig, EvaluateConfig, ReportConfig
+from schemas.annotate_config import AnnotateConfig
+from schemas.demo_config import DemoConfig
 from schemas.errors import ModelError, OutputError
+from schemas.evaluate_config import EvaluateConfig
 from schemas.meter import RunMeter
+from schemas.report_config import ReportConfig
 
 EMBEDDED_QUALITY: Final = EMBEDDED_VOCABULARY.with_name("quality.json")
 MARKER: Final = ".segmill-demo"

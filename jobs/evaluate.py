@@ -19,8 +19,8 @@ from pipeline.storage import hide_secrets
 from pipeline.truth import files_by_stem
 from pipeline.whole_file import refuse_unwritable, whole_file
 from schemas.annotation import LABELLED
-from schemas.config import EvaluateConfig
 from schemas.errors import SettingsError
+from schemas.evaluate_config import EvaluateConfig
 from schemas.manifest import Manifest
 from schemas.vocabulary import Vocabulary, read_vocabulary
 

@@ -12,8 +12,8 @@ from jobs.progress import Progress, RecordedProgress, Silent
 from pipeline.dataset import newest_version, read_manifest
 from pipeline.parts import read_columns
 from pipeline.secrets import hide_secrets
+from schemas.annotate_config import AnnotateConfig
 from schemas.annotation import INVENTORY, conform
-from schemas.config import AnnotateConfig
 from schemas.errors import OutputError, SettingsError
 from schemas.manifest import Manifest
 from schemas.relabel_config import RelabelConfig

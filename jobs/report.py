@@ -30,9 +30,10 @@ from pipeline.throughput import runs_of
 from pipeline.truth import Truths, read_label_map
 from pipeline.whole_file import whole_file
 from schemas.annotation import LABELLED, QUARANTINED
-from schemas.config import EvaluateConfig, ReportConfig
 from schemas.errors import OutputError
+from schemas.evaluate_config import EvaluateConfig
 from schemas.manifest import DataFile, Manifest
+from schemas.report_config import ReportConfig
 from schemas.vocabulary import Vocabulary
 
 _CARD_COLUMNS = (

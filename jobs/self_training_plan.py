@@ -23,7 +23,7 @@ from pipeline.storage import hide_secrets
 from pipeline.training.labelled_images import LabelledImages
 from pipeline.training.proposal_loop import PROPOSER
 from pipeline.training.pseudo_set import SPLIT
-from schemas.config import AnnotateConfig
+from schemas.annotate_config import AnnotateConfig
 from schemas.errors import ModelError, OutputError, SettingsError, VocabularyError
 from schemas.manifest import Manifest
 from schemas.self_training_config import PseudoLabelConfig, TrainSelfTrainingConfig

@@ -26,7 +26,7 @@ from pipeline.evaluation.result import EvaluateResult, MeanIoUs
 from pipeline.files import write_bytes
 from pipeline.lock import DatasetLock, new_run_id
 from pipeline.training.proposal_loop import PROPOSER
-from schemas.config import EvaluateConfig
+from schemas.evaluate_config import EvaluateConfig
 from schemas.self_training_config import TrainSelfTrainingConfig
 
 RESULT_FILE: Final = "result.json"

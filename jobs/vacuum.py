@@ -10,8 +10,8 @@ from pipeline.lock import DatasetLock, new_run_id
 from pipeline.parts import CORRECTIONS_FOLDER, EMBEDDINGS_FOLDER, IMAGES, RUNS
 from pipeline.storage import hide_secrets
 from pipeline.text_vectors import texts_path
-from schemas.config import VacuumConfig
 from schemas.errors import OutputError
+from schemas.upkeep_config import VacuumConfig
 
 
 @dataclass(frozen=True)

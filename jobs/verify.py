@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipeline.dataset import read_manifest
 from pipeline.storage import hide_secrets
 from pipeline.verification import check_version
-from schemas.config import VerifyConfig
+from schemas.upkeep_config import VerifyConfig
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from pipeline.dataset import read_manifest, versions
 from pipeline.storage import hide_secrets
-from schemas.config import VersionsConfig
 from schemas.errors import OutputError
 from schemas.manifest import Manifest
+from schemas.upkeep_config import VersionsConfig
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from pipeline.models.maskformer import NetworkConfig, load_config
 from pipeline.models.model_directory import CONFIG_FILE, read_config
 from pipeline.models.per_pixel import PerPixelConfig
 from pipeline.prompts import LearnedPrompt
-from schemas.config import WeightsConvertConfig, WeightsInspectConfig
 from schemas.errors import ModelError, OutputError, SegmillError
 from schemas.vocabulary import read_vocabulary
+from schemas.weights_config import WeightsConvertConfig, WeightsInspectConfig
 
 _OPEN_CLIP_CONFIG: Final = "open_clip_config.json"
 

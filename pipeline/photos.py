@@ -9,7 +9,7 @@ from pipeline.decode import BadImage, decode_image
 from pipeline.fetching import Request, fetch
 from pipeline.stages.fetch import fetch_settings
 from pipeline.storage import describe, hide_secrets
-from schemas.config import SourceSettings
+from schemas.annotate_config import SourceSettings
 from schemas.manifest import Manifest
 
 

@@ -28,8 +28,8 @@ from pipeline.packed import PACKED, PARQUET, image_columns, is_packed, members
 from pipeline.secrets import hide_secrets
 from pipeline.storage import full_uri, open_store, split_signature, store_errors, trust
 from pipeline.web import WEB_SCHEMES, WebAccess, WebStore
+from schemas.annotate_config import IMAGE_EXTENSIONS
 from schemas.annotation import INVENTORY, image_id
-from schemas.config import IMAGE_EXTENSIONS
 from schemas.errors import SourceError
 
 LIST_SUFFIXES: Final = (".txt", ".parquet")

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from schemas.config import Config
+from schemas.config import Config, DatasetUrl, DatasetVersion
 
 
 class SelectionSettings(Config):
@@ -47,8 +47,8 @@ class SelectionSettings(Config):
 class VersionSettings(SelectionSettings):
     """Which images of a dataset, and from where they may be fetched."""
 
-    dataset: str = Field(description="dataset directory or URL")
-    version: int | None = Field(None, ge=1, description="dataset version; the newest if absent")
+    dataset: DatasetUrl
+    version: DatasetVersion = None
     val_fraction: float = Field(
         0.0, ge=0, lt=1, description="share of the images that are `val`, chosen by their ids"
     )

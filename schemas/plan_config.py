@@ -2,7 +2,8 @@
 
 from pydantic import Field
 
-from schemas.config import AnnotateConfig
+from schemas.annotate_config import AnnotateConfig
+from schemas.config import CpuHourPrice, GpuHourPrice
 
 
 class PlanConfig(AnnotateConfig):
@@ -20,5 +21,5 @@ class PlanConfig(AnnotateConfig):
         description="GPUs to plan for, such as the one that this machine must have to measure; "
         "those of this machine if absent",
     )
-    cpu_hour_price: float = Field(0.0, ge=0, description="what an hour of one CPU core costs")
-    gpu_hour_price: float = Field(0.0, ge=0, description="what an hour of one GPU costs")
+    cpu_hour_price: CpuHourPrice = 0.0
+    gpu_hour_price: GpuHourPrice = 0.0

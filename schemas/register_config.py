@@ -2,13 +2,13 @@
 
 from pydantic import Field
 
-from schemas.config import Config
+from schemas.config import Config, DatasetUrl, DatasetVersion
 
 
 class RegisterConfig(Config):
     """Show a version of a dataset as a snapshot of an Iceberg table; no row is copied."""
 
-    dataset: str = Field(description="dataset directory or URL")
+    dataset: DatasetUrl
     table: str = Field(
         pattern=r"^[^.]+(\.[^.]+)+$",
         description="NAMESPACE.TABLE of the catalog; made where it is not there",
@@ -17,4 +17,4 @@ class RegisterConfig(Config):
         "default",
         description="catalog as pyiceberg knows it, from .pyiceberg.yaml or PYICEBERG_CATALOG__...",
     )
-    version: int | None = Field(None, ge=1, description="dataset version; the newest if absent")
+    version: DatasetVersion = None

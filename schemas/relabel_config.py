@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from schemas.config import Config, ObjectStoreMb
+from schemas.config import Config, LockTtl, ObjectStoreMb, PlanMemoryMb
 
 
 class RelabelConfig(Config):
@@ -39,9 +39,5 @@ class RelabelConfig(Config):
     )
     address: str = Field("local", description="Ray cluster to join, or `local` for this machine")
     object_store_mb: ObjectStoreMb = None
-    lock_ttl_s: float = Field(
-        60.0, gt=0, description="a run that was silent for so many seconds has lost the dataset"
-    )
-    plan_memory_mb: int = Field(
-        1024, ge=64, description="memory for comparing what is done, in MiB; the rest spills"
-    )
+    lock_ttl_s: LockTtl = 60.0
+    plan_memory_mb: PlanMemoryMb = 1024

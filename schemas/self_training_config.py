@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.config import Config
+from schemas.config import Config, DatasetVersion
 from schemas.training_config import ProposalTrainingSettings
 
 
@@ -45,7 +45,7 @@ class TrainSelfTrainingConfig(PseudoLabelConfig, ProposalTrainingSettings):
         description="Segmill dataset of the training images, annotated with --keep-embeddings; its "
         "settings (prompts, CLIP, ensemble) are those of the comparison too"
     )
-    version: int | None = Field(None, ge=1, description="version of the dataset; newest if absent")
+    version: DatasetVersion = None
     output: Path = Field(
         description="directory for the pseudo labels (pseudo/), the training (training/) and the "
         "comparison; on a cluster one that all machines share"

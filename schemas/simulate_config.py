@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from schemas.config import Config
+from schemas.config import Config, CpuHourPrice, GpuHourPrice, RowsPerFile
 
 _Cluster = Annotated[str, Field(pattern=r"^[1-9][0-9]*x[0-9]+$")]
 
@@ -32,9 +32,9 @@ class SimulateConfig(Config):
     )
     propose_batch: int = Field(8, ge=1, description="images per proposer call")
     classify_batch: int = Field(8, ge=1, description="images per classifier call")
-    rows_per_file: int = Field(32_768, ge=1, description="images per Parquet file, at most")
-    cpu_hour_price: float = Field(0.0, ge=0, description="what an hour of one CPU core costs")
-    gpu_hour_price: float = Field(0.0, ge=0, description="what an hour of one GPU costs")
+    rows_per_file: RowsPerFile = 32_768
+    cpu_hour_price: CpuHourPrice = 0.0
+    gpu_hour_price: GpuHourPrice = 0.0
     gets_per_s: float = Field(
         5500.0, gt=0, description="reads a second that the store answers; S3's for one prefix"
     )

@@ -2,13 +2,13 @@
 
 from pydantic import Field
 
-from schemas.config import Config
+from schemas.config import Config, DatasetUrl
 
 
 class StatusConfig(Config):
     """Say what of a dataset is done, failed and left, and whether somebody should look at it."""
 
-    dataset: str = Field(description="dataset directory or URL")
+    dataset: DatasetUrl
     max_age_hours: float | None = Field(
         None,
         gt=0,

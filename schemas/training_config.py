@@ -5,7 +5,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.config import IMAGE_EXTENSIONS, Config
+from schemas.annotate_config import IMAGE_EXTENSIONS
+from schemas.config import Config, LockTtl
 
 
 class TrainingDataSettings(Config):
@@ -95,9 +96,7 @@ class TrainingExecution(Config):
     max_failures: int = Field(
         3, ge=0, description="go on so often from the last checkpoint when a worker dies"
     )
-    lock_ttl_s: float = Field(
-        60.0, gt=0, description="a run that was silent for so many seconds has lost the output"
-    )
+    lock_ttl_s: LockTtl = 60.0
 
 
 class RecipeSettings(Config):

@@ -5,13 +5,13 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.config import Config
+from schemas.config import Config, DatasetUrl, DatasetVersion, LockTtl
 
 
 class CalibrateConfig(Config):
     """Find the score or margin of every class from which on segments are right as promised."""
 
-    dataset: str = Field(description="dataset directory or URL")
+    dataset: DatasetUrl
     output: Path = Field(
         description="YAML file to write, for export --class-min-scores or --class-min-margins"
     )
@@ -63,7 +63,7 @@ class CalibrateConfig(Config):
 class ReviewConfig(Config):
     """Write the images most worth a person's time as tasks with the labels that they have."""
 
-    dataset: str = Field(description="dataset directory or URL")
+    dataset: DatasetUrl
     output: Path = Field(
         description="file to write: JSON (Label Studio; label_config.xml beside it) or XML (CVAT)"
     )
@@ -79,7 +79,7 @@ class ReviewConfig(Config):
         "for its doubt promises nothing of the rest",
     )
     seed: int = Field(0, ge=0, description="which images are chosen at random")
-    version: int | None = Field(None, ge=1, description="dataset version; the newest if absent")
+    version: DatasetVersion = None
 
 
 class CorrectConfig(Config):
@@ -88,10 +88,8 @@ class CorrectConfig(Config):
     They stay through later runs for as long as their image's bytes do.
     """
 
-    dataset: str = Field(description="dataset directory or URL")
+    dataset: DatasetUrl
     reviews: Path = Field(
         description="the tasks as Label Studio (JSON) or CVAT (CVAT for images 1.1) exports them"
     )
-    lock_ttl_s: float = Field(
-        60.0, gt=0, description="time after which a run that is silent has lost the dataset"
-    )
+    lock_ttl_s: LockTtl = 60.0

@@ -30,7 +30,8 @@ from pipeline.models.embedded import EMBEDDED_VOCABULARY
 from pipeline.models.maskformer import BackboneConfig
 from pipeline.models.per_pixel import PerPixel, PerPixelConfig
 from pipeline.synthetic import make_scene
-from schemas.config import AnnotateConfig, EvaluateConfig
+from schemas.annotate_config import AnnotateConfig
+from schemas.evaluate_config import EvaluateConfig
 from schemas.export_config import ExportConfig
 from schemas.runs import RunEnd, RunStart
 from schemas.status_config import StatusConfig

@@ -11,7 +11,7 @@ from pipeline.cores import cores
 from pipeline.machines import ANY_MACHINE, Device
 from pipeline.planner import UNITS, Units
 from pipeline.pool_sizes import Offer
-from schemas.config import ExecutionSettings
+from schemas.annotate_config import ExecutionSettings
 from schemas.meter import FlowMeter, StageMeter
 
 GPU = Device(num_gpus=1.0)

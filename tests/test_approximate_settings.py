@@ -11,7 +11,7 @@ from pipeline.models.embedded import EMBEDDED_VOCABULARY
 from pipeline.models.maskformer import BackboneConfig
 from pipeline.models.per_pixel import PerPixel, PerPixelConfig
 from pipeline.synthetic import make_scene
-from schemas.config import AnnotateConfig
+from schemas.annotate_config import AnnotateConfig
 from schemas.errors import ModelError
 from tests.dataset_checks import check_rows, rows_of
 

@@ -16,9 +16,9 @@ from pipeline.models.clip import Clip, ClipSource, text_vectors
 from pipeline.models.maskformer import BackboneConfig, MaskFormer, MaskFormerConfig, build_backbone
 from pipeline.models.per_pixel import PerPixel
 from pipeline.prompts import LearnedPrompt, load_prompts
-from schemas.config import WeightsConvertConfig, WeightsInspectConfig
 from schemas.errors import ModelError, OutputError, SettingsError
 from schemas.vocabulary import Vocabulary
+from schemas.weights_config import WeightsConvertConfig, WeightsInspectConfig
 
 HIDDEN, FPN, MASK, QUERIES, DIM, TEXT = 16, 32, 24, 5, 8, 16
 BLOCKS, WIDTHS, OUTS = (1, 2, 1, 3), (4, 6, 8, 10), (16, 20, 24, 36)

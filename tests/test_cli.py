@@ -13,7 +13,7 @@ from PIL import Image
 from jobs.cli import COMMANDS, main
 from jobs.settings import BadSettingsError, read_settings
 from pipeline.models.embedded import EMBEDDED_CLIP, EMBEDDED_PROPOSER
-from schemas.config import AnnotateConfig
+from schemas.annotate_config import AnnotateConfig
 from tests.servers import S3Server, start_s3
 
 

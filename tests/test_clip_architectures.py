@@ -15,8 +15,8 @@ from pipeline.prompts import LearnedPrompt, Prompts
 from pipeline.segments import decode_label_map
 from pipeline.stages.fetch import FetchDecode
 from pipeline.stages.propose import Propose
+from schemas.annotate_config import SourceSettings
 from schemas.annotation import ANNOTATED, LABELLED, conform
-from schemas.config import SourceSettings
 from schemas.errors import ModelError
 from schemas.vocabulary import Vocabulary
 from tests.classify import make_classify

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from schemas.config import AnnotateConfig, DemoConfig, EvaluateConfig, ReportConfig
+from schemas.annotate_config import AnnotateConfig
+from schemas.demo_config import DemoConfig
+from schemas.evaluate_config import EvaluateConfig
+from schemas.report_config import ReportConfig
 
 REQUIRED = {"source": "photos", "vocabulary": "classes.yaml", "output": "labels"}
 

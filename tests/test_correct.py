@@ -20,9 +20,9 @@ from pipeline.exports.label_studio import brush_rle
 from pipeline.lock import DatasetLock
 from pipeline.review.reviewed import read_reviewed
 from schemas.annotation import HUMAN, MODEL
-from schemas.config import VacuumConfig, VerifyConfig
 from schemas.errors import LockedError, SettingsError
 from schemas.trust_config import CalibrateConfig, CorrectConfig, ReviewConfig
+from schemas.upkeep_config import VacuumConfig, VerifyConfig
 from tests.dataset_checks import check_rows, rows_of
 from tests.export_ground import NAMES, publish_rows, truth_of
 from tests.test_calibrate import labelled

@@ -14,10 +14,10 @@ from pipeline.dataset import read_manifest
 from pipeline.synthetic import make_scene
 from pipeline.training_data import VersionImages
 from schemas.annotation import HUMAN, MODEL
-from schemas.config import VerifyConfig
 from schemas.export_config import TrainingDataConfig
 from schemas.relabel_config import RelabelConfig
 from schemas.trust_config import CorrectConfig
+from schemas.upkeep_config import VerifyConfig
 from tests.dataset_checks import check_rows, rows_of
 from tests.test_correct import answer, region
 from tests.test_incremental import write_scene

@@ -12,7 +12,7 @@ from pipeline.parts import write_images
 from pipeline.segments import encode_segments
 from pipeline.truth import read_label_map
 from schemas.annotation import ANNOTATED, LABELLED, image_id
-from schemas.config import EvaluateConfig
+from schemas.evaluate_config import EvaluateConfig
 from schemas.manifest import Counts
 from tests import downloads
 from tests.test_datasets import prepared

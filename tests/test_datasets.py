@@ -10,7 +10,7 @@ from jobs.datasets import prepare
 from pipeline.datasets import DATASETS
 from pipeline.datasets.layout import read_dataset, read_split, read_split_vocabulary
 from pipeline.truth import read_label_map
-from schemas.config import DatasetsPrepareConfig
+from schemas.datasets_config import DatasetsPrepareConfig
 from schemas.errors import DatasetError
 from schemas.vocabulary import read_vocabulary
 from tests import downloads

@@ -17,8 +17,8 @@ from pipeline.decode import BadImage, DecodeSettings, decode_resized
 from pipeline.decoder_process import Decoder
 from pipeline.stages.fetch import FetchDecode
 from pipeline.stages.rows import Row
+from schemas.annotate_config import SourceSettings
 from schemas.annotation import INVENTORY, image_id, table_from_rows
-from schemas.config import SourceSettings
 from schemas.errors import SegmillError
 
 SETTINGS = DecodeSettings(

@@ -9,7 +9,7 @@ from PIL import Image
 from jobs import demo
 from pipeline.models.embedded import EMBEDDED_VOCABULARY
 from pipeline.synthetic import TEST_SEED, VOCABULARY, make_scene
-from schemas.config import AnnotateConfig
+from schemas.annotate_config import AnnotateConfig
 from schemas.errors import ModelError, SettingsError
 from schemas.vocabulary import read_vocabulary
 

@@ -22,7 +22,7 @@ from ray.autoscaler.v2.utils import ResourceRequestUtil
 
 from jobs.cli import COMMANDS
 from jobs.settings import read_settings
-from schemas.config import AnnotateConfig
+from schemas.annotate_config import AnnotateConfig
 from schemas.drain_config import DrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,7 +21,7 @@ from pipeline.models import find_proposer
 from pipeline.models.detectron2_files import Detectron2Files, read_config
 from pipeline.models.detectron2_masks import output_masks, proposal_logits, without_repeats
 from pipeline.resize import padded_size
-from schemas.config import AnnotateConfig
+from schemas.annotate_config import AnnotateConfig
 from schemas.errors import ModelError
 from tests.dataset_checks import check_rows, rows_of
 from tests.helpers import draw, save_tiny_clip

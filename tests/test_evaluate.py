@@ -14,8 +14,8 @@ from pipeline.metrics import BoundaryCounts
 from pipeline.parts import write_images
 from pipeline.segments import encode_segments
 from schemas.annotation import ANNOTATED, LABELLED, QUARANTINED, image_id
-from schemas.config import EvaluateConfig
 from schemas.errors import OutputError, SettingsError
+from schemas.evaluate_config import EvaluateConfig
 from schemas.manifest import Counts
 from schemas.vocabulary import Vocabulary, VocabularyClass
 from tests.helpers import draw_classes

@@ -13,9 +13,10 @@ from pipeline.models.embedded import EMBEDDED_VOCABULARY
 from pipeline.parts import write_part
 from pipeline.segments import encode_segments
 from pipeline.synthetic import make_scene
+from schemas.annotate_config import AnnotateConfig
 from schemas.annotation import ANNOTATED_AND_EMBEDDED, LABELLED, image_id
-from schemas.config import AnnotateConfig, EvaluateConfig
 from schemas.errors import SettingsError
+from schemas.evaluate_config import EvaluateConfig
 from schemas.manifest import Counts
 from schemas.vocabulary import Vocabulary
 from tests.helpers import draw_classes

@@ -12,7 +12,7 @@ from PIL import Image
 from jobs.evaluate import evaluate
 from pipeline.evaluation.heat_map import MAX_CLASSES, largest_mistakes, make_heat_map
 from pipeline.metrics import Confusion
-from schemas.config import EvaluateConfig
+from schemas.evaluate_config import EvaluateConfig
 from schemas.vocabulary import Vocabulary
 from tests.helpers import draw_classes
 from tests.test_report import Page, labelled_row, write_dataset

@@ -27,8 +27,8 @@ from pipeline.stages.propose import Propose
 from pipeline.stages.soft_masks import soft_masks
 from pipeline.synthetic import make_scene
 from pipeline.text_vectors import Texts, texts_path, write_texts
+from schemas.annotate_config import AnnotateConfig
 from schemas.annotation import LABELLED, image_id
-from schemas.config import AnnotateConfig
 from schemas.errors import SettingsError
 from schemas.explain_config import ExplainConfig
 from schemas.manifest import Changes, Counts, Manifest
@@ -283,7 +283,7 @@ def test_pixels_of_a_network_without_proposals(made):
 
 def test_text_vectors_of_kept_versions_outlive_a_vacuum(made):
     from jobs.vacuum import vacuum
-    from schemas.config import VacuumConfig
+    from schemas.upkeep_config import VacuumConfig
 
     dataset, label = made
     other = "1" * 64

@@ -17,8 +17,8 @@ import pipeline.fetching
 from pipeline.fetching import FetchSettings, Request, fetch, in_groups, is_transient
 from pipeline.stages.fetch import FetchDecode
 from pipeline.web import RefusedError, WebAccess
+from schemas.annotate_config import SourceSettings
 from schemas.annotation import INVENTORY, image_id, table_from_rows
-from schemas.config import SourceSettings
 from schemas.errors import SourceError, StoreUnavailableError
 
 SETTINGS = FetchSettings(max_bytes=1000, attempts=3, web=WebAccess(False, 5))

@@ -19,7 +19,7 @@ from pipeline.models.crops import CropSettings
 from pipeline.models.maskformer_proposer import MaskFormerProposer
 from pipeline.prompts import load_templates
 from pipeline.resize import padded_size, resize_image, resized_size
-from schemas.config import WeightsConvertConfig
+from schemas.weights_config import WeightsConvertConfig
 from tests.golden import (
     ROOT,
     Network,

@@ -14,8 +14,8 @@ from jobs.weights import convert, inspect
 from pipeline.models.checkpoint_file import read_weights
 from pipeline.models.precomputed import read_masks
 from pipeline.models.pretrained import find_checkpoint, load_config, load_model
-from schemas.config import WeightsConvertConfig, WeightsInspectConfig
 from schemas.errors import ModelError
+from schemas.weights_config import WeightsConvertConfig, WeightsInspectConfig
 from tests.test_clip_source import attack
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,7 +14,7 @@ from pipeline.dataset import read_manifest, versions
 from pipeline.files import delete_files, list_files, read_bytes, write_bytes
 from pipeline.models.embedded import EMBEDDED_VOCABULARY
 from pipeline.synthetic import make_scene
-from schemas.config import AnnotateConfig
+from schemas.annotate_config import AnnotateConfig
 from schemas.errors import LockedError, PublicationError
 from tests.dataset_checks import check_rows, rows_of
 

@@ -30,8 +30,8 @@ from pipeline.lock import DatasetLock, new_run_id
 from pipeline.parts import recorded_parts, write_part
 from pipeline.sources import Listing
 from pipeline.stages.fetch import FetchDecode
+from schemas.annotate_config import SourceSettings
 from schemas.annotation import QUARANTINED
-from schemas.config import SourceSettings
 from schemas.errors import LockedError, PublicationError
 from tests.servers import free_port
 from tests.test_dataset import ROWS

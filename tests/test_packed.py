@@ -17,8 +17,8 @@ from pipeline.packed import Cell, Range, split_member
 from pipeline.sources import ListRules
 from pipeline.stages.fetch import FetchDecode
 from pipeline.web import RefusedError, WebAccess
+from schemas.annotate_config import SourceSettings
 from schemas.annotation import LABELLED, QUARANTINED
-from schemas.config import SourceSettings
 from schemas.errors import SourceError
 from tests.helpers import take_inventory
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from jobs.report import report
-from schemas.config import ReportConfig
+from schemas.report_config import ReportConfig
 from schemas.vocabulary import Vocabulary
 from tests.helpers import draw_classes
 from tests.test_report import HOSTILE, labelled_row, quarantined_row, write_dataset

@@ -21,8 +21,8 @@ from pipeline.segments import decode_label_map
 from pipeline.stages.fetch import FetchDecode
 from pipeline.stages.propose import Propose
 from pipeline.synthetic import COLOURS, VOCABULARY, make_scene
+from schemas.annotate_config import SourceSettings
 from schemas.annotation import ANNOTATED, PROPOSED, conform
-from schemas.config import SourceSettings
 from schemas.errors import ModelError
 from tests.classify import make_classify
 from tests.dataset_checks import check_rows

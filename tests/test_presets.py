@@ -12,8 +12,9 @@ from jobs.cli import COMMANDS, main
 from jobs.presets import PROMPTS, PROPOSALS, command_lines, presets, training_of
 from jobs.settings import BadSettingsError, read_settings
 from pipeline.datasets import DATASETS
-from schemas.config import AnnotateConfig, EvaluateConfig
+from schemas.annotate_config import AnnotateConfig
 from schemas.errors import SettingsError
+from schemas.evaluate_config import EvaluateConfig
 from schemas.presets import NAMES, Preset, load_preset
 from schemas.presets_config import PresetsConfig
 from schemas.prompt_training_config import TrainPromptsConfig

@@ -15,7 +15,7 @@ from pipeline.files import list_files
 from pipeline.models.embedded import EMBEDDED_VOCABULARY
 from pipeline.segments import decode_label_map
 from pipeline.verification import check_version
-from schemas.config import AnnotateConfig
+from schemas.annotate_config import AnnotateConfig
 from schemas.errors import OutputError, SettingsError
 from schemas.manifest import Encoding
 from schemas.relabel_config import RelabelConfig

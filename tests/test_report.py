@@ -20,10 +20,10 @@ from pipeline.parts import read_columns, write_images
 from pipeline.run_records import Recorder
 from pipeline.segments import encode_segments
 from schemas.annotation import ANNOTATED, LABELLED, QUARANTINED, image_id, table_from_rows
-from schemas.config import ReportConfig
 from schemas.errors import SettingsError
 from schemas.manifest import Changes, Counts, Manifest
 from schemas.meter import FlowMeter, RunMeter, StageMeter
+from schemas.report_config import ReportConfig
 from schemas.vocabulary import Vocabulary, VocabularyClass
 from tests.helpers import draw_classes
 

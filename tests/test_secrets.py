@@ -24,8 +24,8 @@ from jobs.cli import main
 from pipeline.models.embedded import EMBEDDED_VOCABULARY
 from pipeline.secrets import HidingFormatter, hide_all_secrets, hide_in_output, hide_secrets
 from pipeline.stages.fetch import FetchDecode
+from schemas.annotate_config import SourceSettings
 from schemas.annotation import INVENTORY, image_id, table_from_rows
-from schemas.config import SourceSettings
 from schemas.errors import StoreUnavailableError
 from tests.dataset_checks import rows_of
 from tests.servers import S3Server

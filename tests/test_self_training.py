@@ -20,7 +20,7 @@ from pipeline.synthetic import VOCABULARY, make_scene, seen_flags
 from pipeline.training.class_cap import ClassCap
 from pipeline.training.labelled_images import LabelledImages
 from pipeline.truth import read_indices
-from schemas.config import AnnotateConfig
+from schemas.annotate_config import AnnotateConfig
 from schemas.errors import ModelError, OutputError, SettingsError, VocabularyError
 from schemas.self_training_config import TrainSelfTrainingConfig
 from schemas.vocabulary import Vocabulary

@@ -10,8 +10,8 @@ from PIL import Image
 
 from pipeline.sources import ListRules
 from pipeline.stages.fetch import FetchDecode
+from schemas.annotate_config import SourceSettings
 from schemas.annotation import INVENTORY, LABELLED, image_id
-from schemas.config import SourceSettings
 from schemas.errors import SourceError
 from tests.helpers import take_inventory
 

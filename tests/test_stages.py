@@ -22,6 +22,7 @@ from pipeline.segments import decode_label_map
 from pipeline.stages.fetch import FetchDecode
 from pipeline.stages.propose import Propose
 from pipeline.stages.rows import isolate, quarantine
+from schemas.annotate_config import SourceSettings
 from schemas.annotation import (
     ANNOTATED,
     ANNOTATED_AND_EMBEDDED,
@@ -35,7 +36,6 @@ from schemas.annotation import (
     image_id,
     table_from_rows,
 )
-from schemas.config import SourceSettings
 from schemas.errors import ModelError
 from schemas.vocabulary import Vocabulary
 from tests.classify import make_classify

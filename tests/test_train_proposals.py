@@ -30,7 +30,7 @@ from pipeline.training.run_log import read_log
 from pipeline.training.set_loss import set_losses, total_loss
 from pipeline.training.targets import Targets, class_masks
 from pipeline.training_runtime import Workers, run_workers
-from schemas.config import SourceSettings
+from schemas.annotate_config import SourceSettings
 from schemas.errors import ModelError, OutputError, SettingsError, TrainingError, VocabularyError
 from schemas.training_config import TrainProposalsConfig
 from schemas.vocabulary import Vocabulary

@@ -24,9 +24,9 @@ from schemas.annotation import (
     image_id,
     table_from_rows,
 )
-from schemas.config import VacuumConfig, VerifyConfig
 from schemas.errors import LockedError, OutputError
 from schemas.manifest import Changes, Counts, DataFile
+from schemas.upkeep_config import VacuumConfig, VerifyConfig
 from tests.helpers import draw_classes
 from tests.test_manifest import MANIFEST
 

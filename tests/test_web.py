@@ -21,7 +21,7 @@ from pipeline.sources import ListRules
 from pipeline.stages.fetch import FetchDecode
 from pipeline.storage import describe, join_signature, split_signature
 from pipeline.web import RefusedError, WebAccess, is_public
-from schemas.config import SourceSettings
+from schemas.annotate_config import SourceSettings
 from schemas.errors import SourceError
 from tests.helpers import take_inventory
 

@@ -14,7 +14,7 @@ from pipeline.models.weight_cache import FOLDER_VARIABLE, local_copy, pinned
 from pipeline.models.weights import sha256_of
 from pipeline.stages.propose import Propose
 from pipeline.synthetic import TEST_SEED
-from schemas.config import AnnotateConfig
+from schemas.annotate_config import AnnotateConfig
 from schemas.errors import ModelError
 from tests.bench.scenes import decoded
 

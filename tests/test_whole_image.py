@@ -13,7 +13,7 @@ from pipeline.models.clip import Clip, ClipSource
 from pipeline.models.clip_positions import input_size
 from pipeline.models.crops import CropSettings, crop_regions
 from pipeline.models.whole_image import WholeImageSettings, grid_shares, holds_pixels
-from schemas.config import AnnotateConfig
+from schemas.annotate_config import AnnotateConfig
 from schemas.errors import ModelError
 from tests.tiny_clips import save_small_clip
 

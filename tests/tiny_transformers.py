@@ -10,8 +10,8 @@ from pipeline.models.clip import Clip, ClipSource
 from pipeline.prompts import text_classifier
 from pipeline.stages.fetch import FetchDecode
 from pipeline.stages.propose import Propose
+from schemas.annotate_config import SourceSettings
 from schemas.annotation import ANNOTATED, INVENTORY, LABELLED, conform, image_id, table_from_rows
-from schemas.config import SourceSettings
 from schemas.vocabulary import Vocabulary
 from tests.classify import make_classify
 from tests.dataset_checks import check_rows

@@ -20,7 +20,7 @@ from pipeline.datasets.plan import Decoder, FileBlob, Pair
 from pipeline.decode import BadImage, decode_image
 from pipeline.files import DRAFT_SUFFIX, write_bytes
 from pipeline.metrics import truth_ignore
-from schemas.config import SourceSettings
+from schemas.annotate_config import SourceSettings
 
 _LIMITS: Final = SourceSettings()  # what `annotate` accepts by itself is an image here
 _DRAFT_EDGES: Final = (16, 16)  # a photo is decoded to see that it can be, and at what size

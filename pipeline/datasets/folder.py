@@ -9,7 +9,7 @@ from typing import Final
 
 from pipeline.datasets.maps import decode_png
 from pipeline.datasets.plan import DatasetEntry, Pair, Plan, Request, find_folder, pair_all
-from schemas.config import IMAGE_EXTENSIONS
+from schemas.annotate_config import IMAGE_EXTENSIONS
 from schemas.errors import DatasetError
 from schemas.vocabulary import Vocabulary, read_vocabulary
 

@@ -21,7 +21,7 @@ from pipeline.files import DRAFT_SUFFIX
 from pipeline.packed import split_member
 from pipeline.storage import describe, full_uri, hide_secrets, open_store, trust
 from pipeline.web import WEB_SCHEMES, WebAccess
-from schemas.config import IMAGE_EXTENSIONS, SourceSettings
+from schemas.annotate_config import IMAGE_EXTENSIONS, SourceSettings
 from schemas.errors import OutputError, SegmillError, SourceError, StoreUnavailableError
 from schemas.export_config import VersionSettings
 from schemas.manifest import Manifest

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pipeline.masks import SoftMasks
     from pipeline.models.clip import Clip, ClipSource
-    from schemas.config import ClassifierSettings
+    from schemas.annotate_config import ClassifierSettings
 
 _NAMED: Final = 5  # classes named in one message
 

@@ -12,7 +12,7 @@ from pipeline.models import ClassifierEntry, RegionEmbedder, RegionEmbeds
 from pipeline.models.clip import Clip, ClipSource
 from pipeline.models.crops import CropSettings, crop_regions
 from pipeline.models.shared_vectors import SharedVectors
-from schemas.config import ClassifierSettings
+from schemas.annotate_config import ClassifierSettings
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from pipeline.models.whole_image import (
     tower_config,
 )
 from pipeline.resize import Size
-from schemas.config import ClassifierSettings
+from schemas.annotate_config import ClassifierSettings
 from schemas.errors import ModelError
 
 # Options of open_clip's config that give a tower blocks of another kind, without cross-attention.

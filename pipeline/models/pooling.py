@@ -29,7 +29,7 @@ from pipeline.models.whole_image import (
     tower_config,
 )
 from pipeline.resize import Size
-from schemas.config import ClassifierSettings
+from schemas.annotate_config import ClassifierSettings
 from schemas.errors import ModelError
 
 _STRIDE: Final = 32  # of the last feature map, for both kinds

@@ -14,8 +14,8 @@ from pipeline.meter import timed
 from pipeline.stages.rows import Row, quarantine
 from pipeline.storage import describe
 from pipeline.web import WEB_SCHEMES, RefusedError, WebAccess
+from schemas.annotate_config import SourceSettings
 from schemas.annotation import DECODED, LABELLED, table_from_rows
-from schemas.config import SourceSettings
 from schemas.errors import StoreUnavailableError
 
 FETCH: Final = "fetch"  # the step; the rest of the stage is decoding

@@ -68,7 +68,8 @@ from pipeline import runtime
 from pipeline.cores import cores
 from pipeline.evaluation.result import MeanIoUs
 from pipeline.synthetic import TEST_SEED, VOCABULARY, make_scene, seen_flags
-from schemas.config import AnnotateConfig, EvaluateConfig
+from schemas.annotate_config import AnnotateConfig
+from schemas.evaluate_config import EvaluateConfig
 from schemas.prompt_training_config import TrainPromptsConfig
 from schemas.self_training_config import TrainSelfTrainingConfig
 

@@ -20,7 +20,7 @@ from jobs import annotation_flows
 from jobs.annotate import annotate
 from pipeline.models.embedded import EMBEDDED_VOCABULARY
 from pipeline.synthetic import make_scene
-from schemas.config import AnnotateConfig
+from schemas.annotate_config import AnnotateConfig
 from tests.bench.null_stages import NullClassify, NullPropose
 
 SEED, SIDE = 5_700, 96

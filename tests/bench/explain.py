@@ -29,8 +29,8 @@ from pipeline.parts import write_part
 from pipeline.stages.classify import Classify
 from pipeline.stages.propose import Propose
 from pipeline.text_vectors import write_texts
+from schemas.annotate_config import AnnotateConfig
 from schemas.annotation import ANNOTATED_AND_EMBEDDED, image_id
-from schemas.config import AnnotateConfig
 from schemas.explain_config import ExplainConfig
 from schemas.manifest import Changes, Counts, Encoding, Manifest
 from tests.bench.scenes import decoded

@@ -47,7 +47,7 @@ from pipeline.models.whole_image import WholeImageSettings
 from pipeline.resize import padded_size
 from pipeline.stages.propose import Propose
 from pipeline.stages.rows import image_of
-from schemas.config import AnnotateConfig
+from schemas.annotate_config import AnnotateConfig
 from tests.bench import exact_path
 from tests.bench.exact_path import CLASSES, SEEN
 from tests.classify import make_classify

@@ -23,8 +23,8 @@ from jobs.annotation_run import AnnotateResult
 from pipeline.dataset import read_manifest, read_rows
 from pipeline.models.embedded import EMBEDDED_VOCABULARY
 from pipeline.synthetic import make_scene
+from schemas.annotate_config import AnnotateConfig
 from schemas.annotation import LABELLED
-from schemas.config import AnnotateConfig
 
 PICTURES = 40  # distinct ones; a pixel tells the files apart
 BAD = {"empty": "empty_file", "text": "not_an_image", "cut": "corrupt"}

@@ -26,9 +26,9 @@ from pipeline.dataset import publish, read_manifest
 from pipeline.parts import write_images
 from pipeline.segments import encode_segments
 from schemas.annotation import ANNOTATED, LABELLED, image_id, table_from_rows
-from schemas.config import ReportConfig
 from schemas.diff_config import DiffConfig
 from schemas.manifest import Changes
+from schemas.report_config import ReportConfig
 from schemas.vocabulary import Vocabulary
 from tests.test_report import quarantined_row, write_dataset
 

@@ -21,7 +21,7 @@ import s3fs
 
 from jobs.annotate import annotate
 from pipeline.models.embedded import EMBEDDED_VOCABULARY
-from schemas.config import AnnotateConfig
+from schemas.annotate_config import AnnotateConfig
 from tests.dataset_checks import check_rows, rows_of
 from tests.servers import start_s3
 

@@ -31,8 +31,8 @@ from jobs.annotation_flows import Stages, encode_vocabulary
 from jobs.annotation_plan import AnnotationPlan
 from pipeline.cores import cores
 from pipeline.models.embedded import EMBEDDED_VOCABULARY
+from schemas.annotate_config import AnnotateConfig
 from schemas.annotation import ANNOTATED, QUARANTINED
-from schemas.config import AnnotateConfig
 from schemas.vocabulary import read_vocabulary
 from tests.bench.scenes import photo_files
 

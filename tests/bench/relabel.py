@@ -35,8 +35,8 @@ from pipeline.models.embedded import EMBEDDED_VOCABULARY
 from pipeline.parts import read_row_group, write_part
 from pipeline.segments import decode_label_map
 from pipeline.synthetic import make_scene
+from schemas.annotate_config import AnnotateConfig
 from schemas.annotation import ANNOTATED_AND_EMBEDDED, EMBEDDED, LABELLED, conform, image_id
-from schemas.config import AnnotateConfig
 from schemas.relabel_config import RelabelConfig
 from schemas.vocabulary import read_vocabulary
 from tests.bench.scenes import photo_files

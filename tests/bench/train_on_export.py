@@ -30,7 +30,7 @@ from jobs.export import export
 from pipeline.metrics import Confusion
 from pipeline.models.embedded import EMBEDDED_VOCABULARY
 from pipeline.synthetic import GROUND, class_names
-from schemas.config import AnnotateConfig
+from schemas.annotate_config import AnnotateConfig
 from schemas.export_config import ExportConfig
 
 SEED = 40  # of the scenes: neither training nor tuning of the embedded models saw them

@@ -14,7 +14,7 @@ from pipeline.lock import LOCKS, Holder
 from pipeline.parts import RUNS
 from pipeline.text_vectors import texts_path
 from pipeline.verification import check_version
-from schemas.config import VacuumConfig
+from schemas.upkeep_config import VacuumConfig
 from tests.chaos.ground import Ground, rows_by_name
 from tests.chaos.readers import Reader
 from tests.chaos.run import Outcome, Run
