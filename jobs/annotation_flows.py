@@ -12,7 +12,6 @@ from pipeline.machines import Device
 from pipeline.models import find_classifier
 from pipeline.models.clip import Clip, ClipSource, text_vectors
 from pipeline.models.device import num_gpus, pick_device
-from pipeline.planner import Units, Work, rows_at_once
 from pipeline.prompts import Prompts
 from pipeline.stages.classify import Classify
 from pipeline.stages.embed import Embed
@@ -21,6 +20,7 @@ from pipeline.stages.intake import FetchImages, Recall, ReuseProposals
 from pipeline.stages.label import Label
 from pipeline.stages.propose import Propose
 from pipeline.text_vectors import Texts, write_texts
+from pipeline.work_units import Units, Work, rows_at_once
 from schemas.manifest import Encoding
 from schemas.vocabulary import Vocabulary
 

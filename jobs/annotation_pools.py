@@ -7,9 +7,9 @@ from pipeline import machines
 from pipeline.cores import cores
 from pipeline.machines import Device
 from pipeline.models.device import num_gpus
-from pipeline.planner import Units
 from pipeline.pool_sizes import Pool, pool_sizes
 from pipeline.prediction import Machines
+from pipeline.work_units import Units
 from schemas.annotate_config import ExecutionSettings
 from schemas.meter import FlowMeter
 

@@ -25,10 +25,11 @@ from pipeline.files import delete_files, list_files, write_bytes
 from pipeline.lock import DatasetLock, new_run_id
 from pipeline.parts import RUNS, forget_parts, merge_images, recorded_parts, write_part
 from pipeline.plan_records import check_plan, read_plan
-from pipeline.planner import Planner, Work
+from pipeline.planner import Planner
 from pipeline.run_log import RunLog
 from pipeline.run_records import Recorder
 from pipeline.secrets import hide_all_secrets, hide_secrets
+from pipeline.work_units import Work
 from schemas.errors import LockedError, OutputError, SegmillError, SettingsError
 from schemas.manifest import Changes, Counts, DataFile, Manifest
 from schemas.meter import RunMeter

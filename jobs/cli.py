@@ -135,7 +135,7 @@ COMMANDS: Final[dict[str, _Command]] = {
     ),
     "datasets list": _Command(
         "list the data sets that can be prepared, and what to download for each",
-        "Config", "jobs.datasets:list_datasets", "training:show_datasets",
+        "config:Config", "jobs.datasets:list_datasets", "training:show_datasets",
     ),
     "datasets prepare": _Command(
         "turn an official download into images, maps of class indices and a vocabulary",
@@ -164,7 +164,7 @@ COMMANDS: Final[dict[str, _Command]] = {
     ),
     "models": _Command(
         "list the proposers and classifiers",
-        "Config", "jobs.models:models", "models:show_models",
+        "config:Config", "jobs.models:models", "models:show_models",
     ),
 }  # fmt: skip
 

@@ -6,7 +6,6 @@ from typing import Final
 from jobs.annotation_flows import part_rows
 from jobs.annotation_pools import POOLS, planned_pools
 from pipeline.meter import Spent, add_to
-from pipeline.planner import unit_rows
 from pipeline.pool_sizes import Pool
 from pipeline.prediction import Machines
 from pipeline.run_records import newest_runs
@@ -21,6 +20,7 @@ from pipeline.simulation import (
     Store,
     simulate_run,
 )
+from pipeline.work_units import unit_rows
 from schemas.errors import OutputError, SettingsError
 from schemas.simulate_config import SimulateConfig
 

@@ -11,18 +11,17 @@ that a person has corrected, and that has the same content still, the corrected 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from io import BytesIO
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from pipeline.files import in_parallel, write_bytes
+from pipeline.files import in_parallel
 from pipeline.fingerprints import Fingerprints
-from pipeline.parts import RUNS, Share, read_columns
+from pipeline.parts import Share, read_columns
 from pipeline.scratch_database import scratch_database
+from pipeline.work_units import ROWS_PER_TODO_FILE, UNITS, Units, Work, write_units
 from schemas.annotation import INVENTORY, LABELLED, MODEL, conform
 from schemas.manifest import DataFile, EmbeddingsFile, Encoding
 
@@ -32,15 +31,6 @@ RETRIED_CODES: Final = ("unavailable",)
 # Where finished rows come from: the newest version, a run that was cut short, or this run.
 Origin = Literal["published", "adopted", "own"]
 
-# A unit is what one task reads and decodes. A task costs Ray as much as decoding some small images,
-# so that units are no smaller than a run needs to keep many cores busy to its end.
-_ROWS_PER_UNIT: Final = (
-    8,
-    256,
-    1024,
-)  # of small runs, usually, of runs of more units than the last
-_UNITS: Final = (200, 20_000)
-_ROWS_PER_TODO_FILE: Final = 65_536
 _FILES_AT_ONCE: Final = 32
 
 _TABLES: Final = """
@@ -63,59 +53,6 @@ _TO_FETCH: Final = """
 from inventory i where not exists (from winner w where w.image_id = i.image_id)
 and not exists (from recalled r where r.image_id = i.image_id)
 """
-
-UNITS: Final = pa.schema(
-    [
-        pa.field("path", pa.string(), nullable=False),  # of a Parquet file of the dataset
-        pa.field("row_group", pa.int32(), nullable=False),
-        pa.field("image_ids", pa.list_(pa.string())),  # the rows to take; null: all
-        # What opens each signed URL of the row group, in order: secret, so it is in no file.
-        pa.field("signatures", pa.list_(pa.string())),
-    ]
-)
-
-
-def rows_at_once(images: int, rows: tuple[int, int, int], pieces: tuple[int, int]) -> int:
-    """Return how many images of a run belong together, in a unit or in a part.
-
-    `rows`: at least, at least where there are enough images for `pieces[0]` of that size, at most;
-    between the latter the number of pieces is held at `pieces[1]`.
-    """
-    least, usual, most = rows
-    few, many = pieces
-    return max(least, min(usual, images // few), min(most, images // many))
-
-
-def unit_rows(images: int) -> int:
-    """Return how many images of a run make a unit of work."""
-    return rows_at_once(images, _ROWS_PER_UNIT, _UNITS)
-
-
-@dataclass(frozen=True)
-class Units:
-    """Units of work, as a table of UNITS, and how many images they hold."""
-
-    table: pa.Table
-    images: int
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is left to do, by how much of it is stored already."""
-
-    fetch: Units  # INVENTORY rows: to fetch, decode, propose and classify
-    reclassify: Units  # EMBEDDINGS rows whose proposals are used again: to fetch and classify
-    relabel: Units  # EMBEDDINGS rows of which only the labels are made again
-
-    @property
-    def images(self) -> int:
-        """How many images are left."""
-        return self.fetch.images + self.recalled
-
-    @property
-    def recalled(self) -> int:
-        """How many of them have stored proposals."""
-        return self.reclassify.images + self.relabel.images
 
 
 @dataclass(frozen=True)
@@ -343,20 +280,10 @@ class Planner:
     def _fetch_units(self, dataset: str, run_id: str) -> Units:
         done = self._number("select count(*) from winner")
         images = self.images - done - self._number("select count(*) from recalled")
-        rows = unit_rows(images)
         reader = self._database.sql(
             f"select i.image_id, i.uri, i.etag, i.size_bytes {_TO_FETCH} order by i.uri"
-        ).to_arrow_reader(_ROWS_PER_TODO_FILE)
-        units = []
-        for number, table in enumerate(_tables_of(reader, _ROWS_PER_TODO_FILE)):
-            path = f"{RUNS}/{run_id}/todo/{number:06d}.parquet"
-            buffer = BytesIO()
-            pq.write_table(table, buffer, row_group_size=rows)
-            write_bytes(dataset, path, buffer.getvalue())
-            for group, start in enumerate(range(0, len(table), rows)):
-                signatures = self._signatures_of(table.slice(start, rows))
-                units.append({"path": path, "row_group": group, "signatures": signatures})
-        return Units(pa.Table.from_pylist(units, schema=UNITS), images)
+        ).to_arrow_reader(ROWS_PER_TODO_FILE)
+        return write_units(dataset, run_id, reader, images, self._signatures_of)
 
     def _signatures_of(self, table: pa.Table) -> list[str | None] | None:
         if not self._signatures:
@@ -456,22 +383,6 @@ def _read_many(
         window = paths[start : start + _FILES_AT_ONCE]
         tables = in_parallel(lambda path: read_columns(dataset, path, columns), window)
         yield from enumerate(tables, start)
-
-
-def _tables_of(reader: pa.RecordBatchReader, rows: int) -> Iterator[pa.Table]:
-    """Yield tables of exactly `rows`, the last one smaller, from batches of any size."""
-    pending: list[pa.RecordBatch] = []
-    count = 0
-    for batch in reader:
-        while count + len(batch) >= rows:
-            taken = rows - count
-            yield pa.Table.from_batches([*pending, batch[:taken]])
-            pending, count, batch = [], 0, batch[taken:]
-        if len(batch):
-            pending.append(batch)
-            count += len(batch)
-    if pending:
-        yield pa.Table.from_batches(pending)
 
 
 _Small = tuple[int, int, bool]  # number of a file, rows that count, whether these are all

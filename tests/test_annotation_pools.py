@@ -9,8 +9,8 @@ from jobs import annotation_pools
 from jobs.annotation_pools import Pools, held_cpus
 from pipeline.cores import cores
 from pipeline.machines import ANY_MACHINE, Device
-from pipeline.planner import UNITS, Units
 from pipeline.pool_sizes import Offer
+from pipeline.work_units import UNITS, Units
 from schemas.annotate_config import ExecutionSettings
 from schemas.meter import FlowMeter, StageMeter
 

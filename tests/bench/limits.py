@@ -21,10 +21,10 @@ import ray
 
 from pipeline import runtime
 from pipeline.parts import Share, merge_images, write_part
-from pipeline.planner import UNITS
 from pipeline.runtime.flow import units_dataset
 from pipeline.segments import encode_segments
 from pipeline.synthetic import VOCABULARY, make_scene
+from pipeline.work_units import UNITS
 from schemas.annotation import ANNOTATED
 from tests.bench.planning import finished
 from tests.processes import resident_bytes

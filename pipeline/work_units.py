@@ -1,0 +1,106 @@
+"""Units of work: what one task reads and labels, and the lists that they are made from."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.files import write_bytes
+from pipeline.parts import RUNS
+
+# A unit is what one task reads and decodes. A task costs Ray as much as decoding some small images,
+# so that units are no smaller than a run needs to keep many cores busy to its end.
+_ROWS_PER_UNIT: Final = (8, 256, 1024)  # of small runs, usually, of runs of more than most units
+_UNITS: Final = (200, 20_000)
+ROWS_PER_TODO_FILE: Final = 65_536
+UNITS: Final = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),  # of a Parquet file of the dataset
+        pa.field("row_group", pa.int32(), nullable=False),
+        pa.field("image_ids", pa.list_(pa.string())),  # the rows to take; null: all
+        # What opens each signed URL of the row group, in order: secret, so it is in no file.
+        pa.field("signatures", pa.list_(pa.string())),
+    ]
+)
+
+
+def rows_at_once(images: int, rows: tuple[int, int, int], pieces: tuple[int, int]) -> int:
+    """Return how many images of a run belong together, in a unit or in a part.
+
+    `rows`: at least, at least where there are enough images for `pieces[0]` of that size, at most;
+    between the latter the number of pieces is held at `pieces[1]`.
+    """
+    least, usual, most = rows
+    few, many = pieces
+    return max(least, min(usual, images // few), min(most, images // many))
+
+
+def unit_rows(images: int) -> int:
+    """Return how many images of a run make a unit of work."""
+    return rows_at_once(images, _ROWS_PER_UNIT, _UNITS)
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units of work, as a table of UNITS, and how many images they hold."""
+
+    table: pa.Table
+    images: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is left to do, by how much of it is stored already."""
+
+    fetch: Units  # INVENTORY rows: to fetch, decode, propose and classify
+    reclassify: Units  # EMBEDDINGS rows whose proposals are used again: to fetch and classify
+    relabel: Units  # EMBEDDINGS rows of which only the labels are made again
+
+    @property
+    def images(self) -> int:
+        """How many images are left."""
+        return self.fetch.images + self.recalled
+
+    @property
+    def recalled(self) -> int:
+        """How many of them have stored proposals."""
+        return self.reclassify.images + self.relabel.images
+
+
+Signatures = Callable[[pa.Table], list[str | None] | None]
+
+
+def write_units(
+    dataset: str, run_id: str, images: pa.RecordBatchReader, count: int, signatures: Signatures
+) -> Units:
+    """Write the images to fetch, `count` in all, as files of the dataset; return their units."""
+    rows = unit_rows(count)
+    units = []
+    for number, table in enumerate(_tables_of(images, ROWS_PER_TODO_FILE)):
+        path = f"{RUNS}/{run_id}/todo/{number:06d}.parquet"
+        buffer = BytesIO()
+        pq.write_table(table, buffer, row_group_size=rows)
+        write_bytes(dataset, path, buffer.getvalue())
+        for group, start in enumerate(range(0, len(table), rows)):
+            opened_by = signatures(table.slice(start, rows))
+            units.append({"path": path, "row_group": group, "signatures": opened_by})
+    return Units(pa.Table.from_pylist(units, schema=UNITS), count)
+
+
+def _tables_of(reader: pa.RecordBatchReader, rows: int) -> Iterator[pa.Table]:
+    """Yield tables of exactly `rows`, the last one smaller, from batches of any size."""
+    pending: list[pa.RecordBatch] = []
+    count = 0
+    for batch in reader:
+        while count + len(batch) >= rows:
+            taken = rows - count
+            yield pa.Table.from_batches([*pending, batch[:taken]])
+            pending, count, batch = [], 0, batch[taken:]
+        if len(batch):
+            pending.append(batch)
+            count += len(batch)
+    if pending:
+        yield pa.Table.from_batches(pending)
