@@ -19,8 +19,8 @@ from pipeline.models.weight_cache import local_copy, pinned
 from pipeline.prompts import Prompts, load_prompts
 from pipeline.pruning import PruneSettings
 from pipeline.sources import Listing, ListRules
-from pipeline.stages.fetch import web_access
 from pipeline.truth import Truths
+from pipeline.web import WebAccess
 from schemas.annotate_config import AnnotateConfig, ClassifierSettings
 from schemas.annotation import SCHEMA_VERSION
 from schemas.errors import ModelError
@@ -104,7 +104,7 @@ class AnnotationPlan:
     def listing(self) -> Listing:
         """Return the images of the source, to be read."""
         config = self.config
-        rules = ListRules(web_access(config), config.trust_lists, config.image_column)
+        rules = ListRules(WebAccess.of(config), config.trust_lists, config.image_column)
         return Listing(config.source, config.extensions, rules)
 
     @property

@@ -9,7 +9,7 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -17,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.packed import Cell, Range, read_cells, split_member
 from pipeline.storage import join_signature, open_store
 from pipeline.web import RefusedError, WebAccess, WebStore
+from schemas.config import RemoteSettings
 from schemas.errors import SegmillError, SourceError
 
 _BACKOFF_S: Final = 0.5
@@ -50,6 +51,11 @@ class FetchSettings:
     max_bytes: int
     attempts: int
     web: WebAccess
+
+    @classmethod
+    def of(cls, settings: RemoteSettings, max_bytes: int) -> Self:
+        """Return how the settings have images fetched."""
+        return cls(max_bytes, settings.fetch_attempts, WebAccess.of(settings))
 
 
 class ShortBodyError(ConnectionError):

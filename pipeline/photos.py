@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from pipeline.decode import BadImage, decode_image
-from pipeline.fetching import Request, fetch
-from pipeline.stages.fetch import fetch_settings
+from pipeline.fetching import FetchSettings, Request, fetch
 from pipeline.storage import describe, hide_secrets
 from schemas.annotate_config import SourceSettings
 from schemas.manifest import Manifest
@@ -27,7 +26,7 @@ class Photos:
 
     def read(self, uri: str, sha256: str | None) -> Image.Image | str:
         """Return the image as it was labelled, or in words why it cannot be shown."""
-        (data,) = fetch([Request(uri)], fetch_settings(self.limits))
+        (data,) = fetch([Request(uri)], FetchSettings.of(self.limits, self.limits.max_image_bytes))
         if isinstance(data, Exception):
             return f"cannot read {hide_secrets(uri)}: {describe(data)}"
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:

@@ -6,12 +6,14 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import aiohttp
 import yarl
 from aiohttp.connector import AddrInfoType
 from fsspec.asyn import AsyncFileSystem
+
+from schemas.config import RemoteSettings
 
 WEB_SCHEMES: Final = ("http", "https")
 _MAX_REDIRECTS: Final = 5
@@ -38,6 +40,11 @@ class WebAccess:
 
     allow_private: bool
     timeout_s: float
+
+    @classmethod
+    def of(cls, settings: RemoteSettings) -> Self:
+        """Return the rules that the settings make."""
+        return cls(settings.allow_private_addresses, settings.web_timeout_seconds)
 
 
 @cache

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.config import Config, LockTtl, ObjectStoreMb, PlanMemoryMb, RowsPerFile
+from schemas.config import Config, LockTtl, ObjectStoreMb, PlanMemoryMb, RemoteSettings, RowsPerFile
 from schemas.manifest import Encoding
 
 IMAGE_EXTENSIONS = (
@@ -17,7 +17,7 @@ IMAGE_EXTENSIONS = (
 PoolSize = Annotated[int, Field(ge=1)] | Literal["auto"]
 
 
-class SourceSettings(Config):
+class SourceSettings(RemoteSettings):
     """What to read, and the limits within which a file is accepted as an image."""
 
     extensions: tuple[str, ...] = Field(
@@ -51,18 +51,6 @@ class SourceSettings(Config):
         False,
         description="decode JPEGs of more than twice the needed size at 1/2, 1/4 or 1/8: faster, "
         "but pixels differ from the paper's resize, by 1 to 2 of 255 levels on average",
-    )
-    fetch_attempts: int = Field(
-        4,
-        ge=1,
-        description="times that an image is asked for before its store is called unavailable",
-    )
-    web_timeout_seconds: float = Field(
-        60.0, gt=0, description="time that a web server has for one image"
-    )
-    allow_private_addresses: bool = Field(
-        False,
-        description="let http(s) URLs lead to private, loopback, link-local and metadata addresses",
     )
     trust_lists: bool = Field(
         False,

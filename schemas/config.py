@@ -39,3 +39,18 @@ class Config(BaseModel):
     """Base of all settings: immutable, and an unknown name is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=False)
+
+
+class RemoteSettings(Config):
+    """How long a store or a web server is waited for, and what URLs may lead to."""
+
+    fetch_attempts: int = Field(
+        4, ge=1, description="times that an image is asked for before it is given up"
+    )
+    web_timeout_seconds: float = Field(
+        60.0, gt=0, description="time that a web server has for one image"
+    )
+    allow_private_addresses: bool = Field(
+        False,
+        description="let http(s) URLs lead to private, loopback, link-local and metadata addresses",
+    )

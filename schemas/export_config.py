@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from schemas.config import Config, DatasetUrl, DatasetVersion
+from schemas.config import Config, DatasetUrl, DatasetVersion, RemoteSettings
 
 
 class SelectionSettings(Config):
@@ -44,7 +44,7 @@ class SelectionSettings(Config):
     )
 
 
-class VersionSettings(SelectionSettings):
+class VersionSettings(SelectionSettings, RemoteSettings):
     """Which images of a dataset, and from where they may be fetched."""
 
     dataset: DatasetUrl
@@ -53,16 +53,6 @@ class VersionSettings(SelectionSettings):
         0.0, ge=0, lt=1, description="share of the images that are `val`, chosen by their ids"
     )
     split_seed: int = Field(0, ge=0, description="which images these are")
-    fetch_attempts: int = Field(
-        4, ge=1, description="times that an image is asked for before it is left out"
-    )
-    web_timeout_seconds: float = Field(
-        60.0, gt=0, description="time that a web server has for one image"
-    )
-    allow_private_addresses: bool = Field(
-        False,
-        description="let http(s) URLs lead to private, loopback, link-local and metadata addresses",
-    )
     trust_dataset: bool = Field(
         False, description="let a dataset in a store name images that are local files"
     )

@@ -20,7 +20,7 @@ from pipeline.fetching import FetchSettings, Request, fetch, in_groups, is_trans
 from pipeline.files import DRAFT_SUFFIX
 from pipeline.packed import split_member
 from pipeline.storage import describe, full_uri, hide_secrets, open_store, trust
-from pipeline.web import WEB_SCHEMES, WebAccess
+from pipeline.web import WEB_SCHEMES
 from schemas.annotate_config import IMAGE_EXTENSIONS, SourceSettings
 from schemas.errors import OutputError, SegmillError, SourceError, StoreUnavailableError
 from schemas.export_config import VersionSettings
@@ -69,11 +69,10 @@ class Pictures:
         names = {"max_image_bytes", "max_image_pixels", "max_image_frames"}
         recorded = manifest.config.keys() & names
         limits = SourceSettings(**{name: manifest.config[name] for name in recorded})
-        web = WebAccess(config.allow_private_addresses, config.web_timeout_seconds)
         return cls(
             dataset=config.dataset,
             trusted=config.trust_dataset,
-            fetching=FetchSettings(limits.max_image_bytes, config.fetch_attempts, web),
+            fetching=FetchSettings.of(config, limits.max_image_bytes),
             max_pixels=limits.max_image_pixels,
             max_frames=limits.max_image_frames,
         )

@@ -13,7 +13,7 @@ from pipeline.fetching import FetchSettings, Request, fetch, in_groups, is_trans
 from pipeline.meter import timed
 from pipeline.stages.rows import Row, quarantine
 from pipeline.storage import describe
-from pipeline.web import WEB_SCHEMES, RefusedError, WebAccess
+from pipeline.web import WEB_SCHEMES, RefusedError
 from schemas.annotate_config import SourceSettings
 from schemas.annotation import DECODED, LABELLED, table_from_rows
 from schemas.errors import StoreUnavailableError
@@ -32,16 +32,6 @@ _FETCH_CODES: Final = {
 def source_settings(config: SourceSettings) -> SourceSettings:
     """Return what of a larger config this stage needs: no more of it should travel to workers."""
     return SourceSettings(**{name: getattr(config, name) for name in SourceSettings.model_fields})
-
-
-def web_access(source: SourceSettings) -> WebAccess:
-    """Return the rules for web servers that the settings make."""
-    return WebAccess(source.allow_private_addresses, source.web_timeout_seconds)
-
-
-def fetch_settings(source: SourceSettings) -> FetchSettings:
-    """Return how the settings have images fetched."""
-    return FetchSettings(source.max_image_bytes, source.fetch_attempts, web_access(source))
 
 
 @dataclass(frozen=True)
@@ -73,7 +63,7 @@ class FetchDecode:
         # Decoded group by group: the bytes of a whole batch need not fit into memory.
         for group in in_groups([request for _, request in accepted]):
             with timed(FETCH) as section:
-                found = fetch(group, fetch_settings(self.source))
+                found = fetch(group, FetchSettings.of(self.source, self.source.max_image_bytes))
                 section.count(
                     len(group), sum(len(data) for data in found if isinstance(data, bytes))
                 )

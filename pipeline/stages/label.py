@@ -89,7 +89,10 @@ class Label:
         return None if self.oracle_truth is None else Truths.find(self.oracle_truth)
 
     def _label_all(self, rows: Sequence[Row]) -> list[Row]:
-        # Encoding is numpy's work: a thread does it while the device labels the next image.
+        if pick_device() == "cpu":
+            return [self._annotated(*self._labelled(row)) for row in rows]
+        # Encoding is numpy's work: a thread does it while the GPU labels the next image. Where both
+        # are the processor's, they would only take the interpreter from each other.
         with ThreadPoolExecutor(1) as encoder:
             done = [encoder.submit(self._annotated, *self._labelled(row)) for row in rows]
         return [future.result() for future in done]
