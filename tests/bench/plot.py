@@ -73,8 +73,10 @@ def _draw_ratios(axes: Axes, found: Mapping[str, Any]) -> None:
 
 
 def _draw_trade(axes: Axes, found: Mapping[str, Any]) -> None:
+    labels = found.get("labels")
+    if not labels:
+        return
     speedups = {"exact": 1.0, **found.get("pruning_speedups", {})}
-    labels = found.get("labels", {})
     if costs := found.get("costs"):
         one_pass = next((name for name in labels if name.startswith("one-pass 48")), None)
         if one_pass is not None:
