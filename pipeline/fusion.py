@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.bilinear import bilinear_taps, resize_rows
 from pipeline.masks import SoftMasks
 from pipeline.resize import Size
+from pipeline.segments import IGNORE, least_score
 
 # The reference multiplies cosines by this constant, not by CLIP's own logit_scale.
 LOGIT_SCALE: Final = 100.0
@@ -113,8 +114,8 @@ class LabelMap:
 
         That is where its score is below `min_score`, and where there is no evidence (score 0).
         """
-        least = max(min_score, torch.finfo(self.scores_HW.dtype).smallest_normal)
-        classes_HW = self.classes_HW.where(self.scores_HW >= least, -1)
+        is_kept_HW = self.scores_HW >= least_score(min_score)
+        classes_HW = self.classes_HW.where(is_kept_HW, IGNORE)
         return LabelMap(classes_HW, self.scores_HW, self.margins_HW)
 
     def occurring(self) -> Tensor:

@@ -23,13 +23,12 @@ from torch.nn.functional import embedding_bag
 
 from pipeline.fusion import LEAST_EVIDENCE
 from pipeline.resize import Size
-from pipeline.segments import IGNORE, KeptLabels, class_sums
+from pipeline.segments import IGNORE, KeptLabels, class_sums, least_score
 
 _Floats = NDArray[np.float32]
 _Places = NDArray[np.int64]
 
 _LEAST: Final = np.float32(LEAST_EVIDENCE)
-_TINY: Final = float(np.finfo(np.float32).smallest_normal)  # what is less is no score
 
 
 def quick_labels(
@@ -137,7 +136,7 @@ class _Winners:
 
     def kept(self, min_score: float) -> _Places:
         """Return the classes, -1 where the score is below the threshold or 0."""
-        is_kept_N = self.scores_N >= max(min_score, _TINY)
+        is_kept_N = self.scores_N >= least_score(min_score)
         return np.where(is_kept_N, self.classes_N, IGNORE)
 
     def margins(self) -> _Floats:

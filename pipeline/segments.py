@@ -15,6 +15,15 @@ from pycocotools import mask as coco_mask
 from pipeline.resize import Size
 
 IGNORE: Final = -1
+_SMALLEST: Final = float(np.finfo(np.float32).smallest_normal)
+
+
+def least_score(min_score: float) -> float:
+    """Return the score from which on a pixel is of a segment: without any evidence (0) it never is.
+
+    What is smaller than a normal number counts as 0, since some processors flush it.
+    """
+    return max(min_score, _SMALLEST)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +76,7 @@ def encode_segments(
     Pixels scored below `min_score`, and pixels without any evidence (score 0), belong to no
     segment.
     """
-    is_kept_HW = (scores_HW >= min_score) & (scores_HW > 0)
+    is_kept_HW = scores_HW >= least_score(min_score)
     kept_HW = np.where(is_kept_HW, classes_HW.astype(np.int32, copy=False), IGNORE)
     return encode_kept(KeptLabels.of(kept_HW, scores_HW, margins_HW, len(names)), names)
 
