@@ -21,7 +21,8 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/* \
  && userdel --remove ubuntu \
  && useradd --create-home --uid 1000 --shell /bin/bash ray
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 FVCORE_CACHE=/tmp
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 FVCORE_CACHE=/tmp \
+    RAY_idle_worker_killing_time_threshold_ms=60000
 
 # What builds: compilers, for detectron2 has kernels of its own.
 FROM ${UBUNTU} AS tools-cpu

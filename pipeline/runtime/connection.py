@@ -47,8 +47,12 @@ def cluster(
     level = logging.getLogger().getEffectiveLevel()
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "info" if level <= logging.INFO else "fatal")
     if address == "local":
-        # Pool actors hold their CPUs for the whole run; decode tasks must find some besides.
-        options["num_cpus"] = cores() + actor_cpus
+        # Pool actors hold their CPUs for the whole run, and writes have one: decode tasks must find
+        # as many besides as there are cores.
+        options["num_cpus"] = cores() + actor_cpus + 1
+        # A worker without a task would be ended after a second, as soon as there are more processes
+        # than CPUs, and the next one would import Ray Data and pandas again, for a second or two.
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
         # Threads of several actors share the cores: who waits for work must not spin meanwhile.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         options["include_dashboard"] = False

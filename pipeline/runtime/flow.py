@@ -13,7 +13,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
 from pipeline.cores import cores
-from pipeline.machines import ANY_MACHINE, Device
+from pipeline.machines import ANY_MACHINE, Device, offer
 from pipeline.runtime.board import TASKS, WRITE, Board, Crew, reported_error
 from pipeline.runtime.errors import cause
 from pipeline.runtime.sink import DatasetSink
@@ -28,6 +28,10 @@ _BLOCK_BYTES: Final = 32 * 2**20
 # Declared so that Ray does not start more decodes than fit. It also keeps Ray from fusing the
 # decode tasks into the proposer's actors, where they would hold up the GPU.
 _DECODE_MEMORY: Final = 768 * 2**20
+# Ray Data keeps an eighth of all CPUs, and at least one, for an operator without a limit. Writes
+# wait for the store most of the time, and images leave in large parts: a sixteenth is plenty.
+_WRITE_CPUS: Final = 0.25
+_LEAST_WRITES: Final = 4  # at once
 _POLL_S: Final = 0.5
 
 ProgressCallback = Callable[[Mapping[str, int]], None]
@@ -76,7 +80,8 @@ def run_flow(
     context.print_on_execution_start = False
     context.target_max_block_size = _BLOCK_BYTES
     logging.getLogger("ray.data").setLevel(logging.getLogger("ray").level)
-    crew = _crew(flow, run_id)
+    writes = max(_LEAST_WRITES, int(offer(())[0].cpus / 16 / _WRITE_CPUS))
+    crew = _crew(flow, run_id, round(writes * _WRITE_CPUS))
     board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote(crew)
     rows = units_dataset(flow.units).map_batches(
         take_in, fn_args=(flow.intake, board), batch_size=1, batch_format="pyarrow",
@@ -89,7 +94,7 @@ def run_flow(
     poller = threading.Thread(target=_poll, args=(board, on_progress, stop), daemon=True)
     poller.start()
     try:
-        rows.write_datasink(sink)
+        rows.write_datasink(sink, ray_remote_args={"num_cpus": _WRITE_CPUS}, concurrency=writes)
         return FlowResult(sink.parts, _meter(board))
     except (ray.exceptions.RayError, ray.data.exceptions.RayDataUserCodeException) as error:
         raise reported_error(board) or cause(error) from None
@@ -110,8 +115,8 @@ def units_dataset(units: pa.Table) -> ray.data.Dataset:
     return ray.data.from_items(units.to_pylist(), override_num_blocks=len(units))
 
 
-def _crew(flow: Flow, run_id: str) -> Crew:
-    """Return who works on a flow; tasks have the CPUs that no actor holds, as memory allows."""
+def _crew(flow: Flow, run_id: str, write_cpus: int) -> Crew:
+    """Return who works on a flow; tasks have the CPUs that no other holds, as memory allows."""
     pools = [placement for placement in flow.placements if placement.actors]
     pool_of = {step: TASKS for step in flow.intake.steps}
     for placement in flow.placements:
@@ -119,7 +124,7 @@ def _crew(flow: Flow, run_id: str) -> Crew:
         pool_of[name] = name if placement.actors else TASKS
     offered = ray.cluster_resources()
     cpus = int(offered.get("CPU", 1))
-    held = sum(placement.actors * placement.num_cpus for placement in pools)
+    held = write_cpus + sum(placement.actors * placement.num_cpus for placement in pools)
     by_memory = int(offered.get("memory", _DECODE_MEMORY) // _DECODE_MEMORY)
     workers = {placement.stage.name: placement.actors for placement in pools}
     alive = [node for node in ray.nodes() if node["Alive"]]
