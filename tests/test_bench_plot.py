@@ -13,7 +13,10 @@ LABELS = {
 
 
 def drawn(found: dict[str, Any], folder: Path) -> str:
-    draw({"cores": 2, "date": "2026-01-02", "found": found}, folder / "results.svg")
+    results = {
+        name: {"cores": 2, "date": "2026-01-02", "found": one} for name, one in found.items()
+    }
+    draw(results, folder / "results.svg")
     return (folder / "results.svg").read_text()
 
 

@@ -1,24 +1,21 @@
 """The set of benchmarks, one after the other, each in a process of its own.
 
-    python -m tests.bench [FOLDER]
+    python -m tests.bench [NAME ...]
 
-What they measure and how is in their files. All that they found is written to FOLDER/results.json,
-and drawn as FOLDER/results.svg; without FOLDER beside this file, which is where the README shows
-it from. The last line is JSON with the figures that the README names; null where the sample data
-is missing. Everything that they said goes to stderr.
+What they measure and how is in their files. What they found is in `results.json` beside this file,
+and drawn as `results.svg`, which the README shows; with names only those are run, and the others
+stay as they are there. The last line is JSON with the figures that the README names; null where
+the sample data is missing. Everything that they said goes to stderr.
 """
 
 import json
-import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final
 
-import ray
 import torch
 
 from pipeline.cores import cores
@@ -47,37 +44,39 @@ SET: Final[Mapping[tuple[str, ...], Mapping[str, str]]] = {
 
 
 def main() -> int:
-    folder = Path(sys.argv[1]) if sys.argv[1:] else RESULTS.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Any] = {}
-    results: dict[str, Any] = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "cores": cores(),
-        "versions": {
-            "python": platform.python_version(), "torch": torch.__version__, "ray": ray.__version__,
-        },
-        "seconds": {},
-        "found": {},
-    }  # fmt: skip
+    chosen = sys.argv[1:] or [module for module, *_ in SET]
+    kept = json.loads(RESULTS.read_text()) if sys.argv[1:] and RESULTS.exists() else {}
+    results = {module: kept[module] for module, *_ in SET if module in kept}
     failed = []
-    for (module, *arguments), names in SET.items():
-        started = time.monotonic()
-        command = [sys.executable, "-m", f"tests.bench.{module}", *arguments]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        print(done.stdout, file=sys.stderr, end="", flush=True)
-        found = {}
-        if done.returncode:
+    for module, *arguments in SET:
+        if module not in chosen:
+            continue
+        results[module] = {"date": datetime.now(UTC).date().isoformat(), **_run(module, arguments)}
+        if not results[module]["found"]:
             failed.append(module)
-        else:
-            (found,) = json.loads(done.stdout.splitlines()[-1]).values()
+    results = {module: results[module] for module, *_ in SET if module in results}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    draw(results, RESULTS.with_suffix(".svg"))
+    figures: dict[str, Any] = {}
+    for (module, *_), names in SET.items():
+        found = results.get(module, {}).get("found", {})
         figures |= {ours: found.get(theirs) for ours, theirs in names.items()} or {module: found}
-        results["found"][module] = found
-        results["seconds"][module] = round(time.monotonic() - started)
-        print(f"{module}: {results['seconds'][module]} s", file=sys.stderr, flush=True)
-    (folder / RESULTS.name).write_text(json.dumps(results, indent=1) + "\n")
-    draw(results, folder / RESULTS.with_suffix(".svg").name)
     print(json.dumps(figures))
     return 1 if failed else 0
+
+
+def _run(module: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Return what a benchmark found, and how long it took; nothing found: it failed."""
+    started = time.monotonic()
+    command = [sys.executable, "-m", f"tests.bench.{module}", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    print(done.stdout, file=sys.stderr, end="", flush=True)
+    found: dict[str, Any] = {}
+    if not done.returncode:
+        (found,) = json.loads(done.stdout.splitlines()[-1]).values()
+    seconds = round(time.monotonic() - started)
+    print(f"{module}: {seconds} s", file=sys.stderr, flush=True)
+    return {"seconds": seconds, "cores": cores(), "torch": torch.__version__, "found": found}
 
 
 if __name__ == "__main__":

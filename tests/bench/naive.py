@@ -59,5 +59,6 @@ class Label:
         return {"path": row["path"], "labels": png.getvalue()}
 
 
-images = ray.data.read_images(PHOTOS, include_paths=True)
+# Without a mode a grey photo among the others ends the script at its batch.
+images = ray.data.read_images(PHOTOS, include_paths=True, mode="RGB")
 images.map(Label, concurrency=1).write_parquet(OUTPUT)
