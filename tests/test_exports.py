@@ -10,6 +10,7 @@ import tarfile
 import xml.etree.ElementTree as ET
 from functools import cache
 from io import BytesIO
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from pipeline.datasets.layout import read_dataset, read_split, read_split_vocabu
 from pipeline.exports.cvat import row_runs
 from pipeline.exports.label_studio import brush_rle
 from pipeline.exports.polygons import trace
-from pipeline.exports.records import TRAIN, VAL
+from pipeline.exports.records import TRAIN, VAL, split_of
 from pipeline.truth import read_indices
 from schemas.export_config import ExportConfig
 from tests.dataset_checks import rows_of
@@ -48,6 +49,12 @@ class Ground:
         self.dataset = publish_ground(folder)
         rows = [row for row in rows_of(self.dataset) if row["status"] == "labelled"]
         self.truth = {row["image_id"]: truth_of(row) for row in rows}
+        # Ids are of the folder's name too: with some seeds all six would be of one split.
+        self.split_seed = next(
+            seed
+            for seed in count()
+            if {split_of(one, 0.4, seed) for one in self.truth} == {*SPLITS}
+        )
         self.made = cache(self._make)
 
     def _make(self, name: str) -> Path:
@@ -55,7 +62,7 @@ class Ground:
         export(
             ExportConfig(
                 dataset=self.dataset, format=name, output=str(output), val_fraction=0.4,
-                images_per_shard=3,
+                split_seed=self.split_seed, images_per_shard=3,
             )
         )  # fmt: skip
         return output
