@@ -58,8 +58,6 @@ def ray_session(s3_server: S3Server) -> Iterator[None]:
     """A local Ray, started once; after the S3 server, whose environment its workers inherit."""
     import ray
 
-    # Workers go on from run to run: each would have to import everything again.
-    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
     ray.init(
         address="local",
         num_cpus=max(8, 3 * cores()),  # as a run's own: its two actors have all cores each

@@ -80,8 +80,7 @@ def run_flow(
     context.print_on_execution_start = False
     context.target_max_block_size = _BLOCK_BYTES
     logging.getLogger("ray.data").setLevel(logging.getLogger("ray").level)
-    writes = max(_LEAST_WRITES, int(offer(())[0].cpus / 16 / _WRITE_CPUS))
-    crew = _crew(flow, run_id, round(writes * _WRITE_CPUS))
+    crew = _crew(flow, run_id)
     board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote(crew)
     rows = units_dataset(flow.units).map_batches(
         take_in, fn_args=(flow.intake, board), batch_size=1, batch_format="pyarrow",
@@ -94,6 +93,8 @@ def run_flow(
     poller = threading.Thread(target=_poll, args=(board, on_progress, stop), daemon=True)
     poller.start()
     try:
+        # As many as the cluster may grow to need.
+        writes = _writes_at_once(offer(())[0].cpus)
         rows.write_datasink(sink, ray_remote_args={"num_cpus": _WRITE_CPUS}, concurrency=writes)
         return FlowResult(sink.parts, _meter(board))
     except (ray.exceptions.RayError, ray.data.exceptions.RayDataUserCodeException) as error:
@@ -115,7 +116,11 @@ def units_dataset(units: pa.Table) -> ray.data.Dataset:
     return ray.data.from_items(units.to_pylist(), override_num_blocks=len(units))
 
 
-def _crew(flow: Flow, run_id: str, write_cpus: int) -> Crew:
+def _writes_at_once(cpus: float) -> int:
+    return max(_LEAST_WRITES, int(cpus / 16 / _WRITE_CPUS))
+
+
+def _crew(flow: Flow, run_id: str) -> Crew:
     """Return who works on a flow; tasks have the CPUs that no other holds, as memory allows."""
     pools = [placement for placement in flow.placements if placement.actors]
     pool_of = {step: TASKS for step in flow.intake.steps}
@@ -124,7 +129,8 @@ def _crew(flow: Flow, run_id: str, write_cpus: int) -> Crew:
         pool_of[name] = name if placement.actors else TASKS
     offered = ray.cluster_resources()
     cpus = int(offered.get("CPU", 1))
-    held = write_cpus + sum(placement.actors * placement.num_cpus for placement in pools)
+    held = sum(placement.actors * placement.num_cpus for placement in pools)
+    held += round(_writes_at_once(cpus) * _WRITE_CPUS)
     by_memory = int(offered.get("memory", _DECODE_MEMORY) // _DECODE_MEMORY)
     workers = {placement.stage.name: placement.actors for placement in pools}
     alive = [node for node in ray.nodes() if node["Alive"]]

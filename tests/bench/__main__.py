@@ -44,17 +44,17 @@ SET: Final[Mapping[tuple[str, ...], Mapping[str, str]]] = {
 
 
 def main() -> int:
-    chosen = sys.argv[1:] or [module for module, *_ in SET]
+    known = [module for module, *_ in SET]
+    chosen = sys.argv[1:] or known
+    if unknown := set(chosen) - set(known):
+        raise SystemExit(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     kept = json.loads(RESULTS.read_text()) if sys.argv[1:] and RESULTS.exists() else {}
-    results = {module: kept[module] for module, *_ in SET if module in kept}
-    failed = []
+    results = {}
     for module, *arguments in SET:
-        if module not in chosen:
-            continue
-        results[module] = {"date": datetime.now(UTC).date().isoformat(), **_run(module, arguments)}
-        if not results[module]["found"]:
-            failed.append(module)
-    results = {module: results[module] for module, *_ in SET if module in results}
+        if module in chosen:
+            results[module] = _run(module, arguments)
+        elif module in kept:
+            results[module] = kept[module]
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     draw(results, RESULTS.with_suffix(".svg"))
     figures: dict[str, Any] = {}
@@ -62,7 +62,7 @@ def main() -> int:
         found = results.get(module, {}).get("found", {})
         figures |= {ours: found.get(theirs) for ours, theirs in names.items()} or {module: found}
     print(json.dumps(figures))
-    return 1 if failed else 0
+    return 0 if all(results[module]["found"] for module in chosen) else 1
 
 
 def _run(module: str, arguments: Sequence[str]) -> dict[str, Any]:
@@ -76,7 +76,10 @@ def _run(module: str, arguments: Sequence[str]) -> dict[str, Any]:
         (found,) = json.loads(done.stdout.splitlines()[-1]).values()
     seconds = round(time.monotonic() - started)
     print(f"{module}: {seconds} s", file=sys.stderr, flush=True)
-    return {"seconds": seconds, "cores": cores(), "torch": torch.__version__, "found": found}
+    return {
+        "date": datetime.now(UTC).date().isoformat(), "seconds": seconds, "cores": cores(),
+        "torch": torch.__version__, "found": found,
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

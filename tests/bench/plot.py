@@ -19,7 +19,7 @@ RESULTS: Final = Path(__file__).with_name("results.json")
 _OURS, _BELOW, _GOAL = "#0072b2", "#e69f00", "#000000"  # Okabe and Ito's: told apart by all eyes
 
 # Label, benchmark, path of the figure in what it found, goal.
-_RATIOS: Final[tuple[tuple[str, str, tuple[str, ...], float | None], ...]] = (
+_RATIOS: Final[tuple[tuple[str, str, tuple[str, ...], float], ...]] = (
     ("masks and crops, eager loop / ours", "exact_path", ("stage_ratio", "masks and crops"), 5),
     ("assembly, eager loop / ours", "exact_path", ("stage_ratio", "assembly"), 5),
     ("RLE, eager loop / ours", "exact_path", ("stage_ratio", "segments"), 5),
@@ -60,13 +60,12 @@ def _draw_ratios(axes: Axes, found: Mapping[str, Any]) -> None:
         if value is not None:
             shown.append((label, float(value), goal))
     for place, (label, value, goal) in enumerate(shown):
-        is_met = goal is None or (value <= goal if "less is better" in label else value >= goal)
+        is_met = value <= goal if "less is better" in label else value >= goal
         axes.barh(place, value - 0.5, left=0.5, height=0.6, color=_OURS if is_met else _BELOW)
         axes.annotate(
             f"{value:.2f}", (value, place), (4, 0), textcoords="offset points", va="center"
         )
-        if goal is not None:
-            axes.plot([goal, goal], [place - 0.4, place + 0.4], color=_GOAL, linewidth=2)
+        axes.plot([goal, goal], [place - 0.4, place + 0.4], color=_GOAL, linewidth=2)
     axes.set_xscale("log")
     axes.set_xticks([0.5, 1, 2, 5, 10], ["0.5", "1", "2", "5", "10"])
     axes.minorticks_off()
