@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.cores import cores
 from tests.browser import Browser
+from tests.forked_workers import forked_workers
 from tests.servers import S3Server, start_s3
 
 
@@ -58,15 +59,17 @@ def ray_session(s3_server: S3Server) -> Iterator[None]:
     """A local Ray, started once; after the S3 server, whose environment its workers inherit."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=max(8, 3 * cores()),  # as a run's own: its two actors have all cores each
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=512 * 2**20,
-    )
-    yield
-    ray.shutdown()
+    with forked_workers() as executable:
+        ray.init(
+            address="local",
+            num_cpus=max(8, 3 * cores()),  # as a run's own: its two actors have all cores each
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=512 * 2**20,
+            runtime_env={"py_executable": executable},
+        )
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")
