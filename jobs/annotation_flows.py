@@ -96,32 +96,33 @@ def run_flows(
     relabel = runtime.Placement(stages.label, _RECALLED_AT_ONCE)
     yield from run(work.relabel, Recall(config.output), [relabel])
     reuse = ReuseProposals(config.output, stages.fetch)
-    yield from run(work.reclassify, reuse, _placements(plan, stages, pools)[1:])
+    yield from run(work.reclassify, reuse, _placements(stages, pools)[1:])
     fetch, left = FetchImages(config.output, stages.fetch), work.fetch
     if (split := pools.probe_of(left)) is not None:
         probe, left = split
-        for result in run(probe, fetch, _placements(plan, stages, pools)):
+        for result in run(probe, fetch, _placements(stages, pools, is_probe=True)):
             yield result
             pools = pools.measured(result.meter) if result.meter else pools
-        sizes = f"{pools.propose} to propose, {pools.classify} to classify"
-        progress.say(f"pools, by what was measured: {sizes}")
-    yield from run(left, fetch, _placements(plan, stages, pools))
+        progress.say(f"by what was measured: {pools}")
+    yield from run(left, fetch, _placements(stages, pools))
 
 
-def _placements(plan: AnnotationPlan, stages: Stages, pools: Pools) -> list[runtime.Placement]:
-    config, (propose_device, classify_device) = plan.config, pools.devices
-    return [
-        runtime.Placement(
-            stages.propose, config.propose_batch, pools.propose, propose_device, pools.actor_cpus
-        ),
-        runtime.Placement(
-            stages.classify,
-            config.classify_batch,
-            pools.classify,
-            classify_device,
-            pools.actor_cpus,
-        ),
-    ]
+def _placements(stages: Stages, pools: Pools, is_probe: bool = False) -> list[runtime.Placement]:
+    in_order: tuple[runtime.Stage, ...] = (stages.propose, stages.classify)
+    placements = []
+    for index, stage in enumerate(in_order):
+        tried = pools.sizes_tried(stage.name) if is_probe else ()
+        placements.append(
+            runtime.Placement(
+                stage,
+                batch_size=max(tried, default=pools.batches[index]),
+                actors=pools.actors[index],
+                device=pools.devices[index],
+                num_cpus=pools.actor_cpus,
+                sizes_tried=tried,
+            )
+        )
+    return placements
 
 
 def part_rows(images: int, rows_per_file: int, keep_embeddings: Encoding | None) -> int:

@@ -1,9 +1,10 @@
-"""How many actors the two pools of a run have: as given, or `auto`, by what a probe measures."""
+"""Sizes of the two pools of a run and of their batches: given, or `auto`, by a probe's times."""
 
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Literal
 
 from pipeline import machines
+from pipeline.batch_sizes import TRIED, USUAL, batch_size
 from pipeline.cores import cores
 from pipeline.machines import Device
 from pipeline.models.device import num_gpus
@@ -14,44 +15,73 @@ from schemas.annotate_config import ExecutionSettings
 from schemas.meter import FlowMeter
 
 POOLS: Final = ("propose", "classify")
+_TASKS: Final = "tasks"
 # Enough for service times that hold; a run of fewer than so many probes is over sooner without.
 _PROBE_IMAGES_PER_ACTOR: Final = 64
+_ROUNDS_OF_BATCHES: Final = 4  # of all sizes tried; the first is not measured
 _PROBES_IN_A_RUN: Final = 16
 
 
 @dataclass(frozen=True)
 class Pools:
-    """Sizes of the pools, and what one actor of each takes."""
+    """Sizes of the pools and of their batches, and what one actor of each takes; pairs of POOLS."""
 
-    propose: int
-    classify: int
-    devices: tuple[Device, Device]  # of POOLS
+    actors: tuple[int, int]
+    batches: tuple[int, int]
+    devices: tuple[Device, Device]
     actor_cpus: int
-    fixed: tuple[int | None, int | None]  # as given; None: to be chosen
+    fixed: tuple[int | None, int | None]  # actors as given; None: to be chosen
+    fixed_batches: tuple[int | None, int | None]
 
     @classmethod
     def at_start(cls, config: ExecutionSettings, devices: tuple[Device, Device]) -> "Pools":
         """Return what was given; what is to be chosen takes equal shares of the cluster."""
-        given = (config.propose_actors, config.classify_actors)
-        fixed = tuple(None if size == "auto" else size for size in given)
+        fixed = _given(config.propose_actors), _given(config.classify_actors)
+        given = _given(config.propose_batch), _given(config.classify_batch)
         cpus = actor_cpus(config)
         if config.address == "local":
             # A Ray that was there before need not have room for all; one CPU stays for the tasks.
             room = int(machines.offer(devices)[0].cpus) - 1
             cpus = max(1, min(cpus, room // _actors_here(config)))
-        unsized = cls(1, 1, devices, cpus, (fixed[0], fixed[1]))
-        return unsized._sized(1.0, 1.0, 1.0)
+        unsized = cls((1, 1), first_batches(config), devices, cpus, fixed, given)
+        return unsized._sized((1.0, 1.0), 1.0)
+
+    def __str__(self) -> str:
+        each = zip(POOLS, self.actors, self.batches, strict=True)
+        return ", ".join(
+            f"{actors} to {name}, {batch} images a call" for name, actors, batch in each
+        )
 
     def measured(self, meter: FlowMeter) -> "Pools":
         """Return the sizes that the service times of a probe make fastest."""
-        services = {stage.name: stage.service_s for stage in meter.stages}
-        tasks_s = sum(stage.service_s for stage in meter.stages if stage.pool not in POOLS)
-        return self._sized(services.get("propose", 0.0), services.get("classify", 0.0), tasks_s)
+        tried = {stage.name: stage.tried_s for stage in meter.stages if stage.tried_s}
+        batches = [
+            batch_size(tried[name]) if name in tried else batch
+            for name, batch in zip(POOLS, self.batches, strict=True)
+        ]
+        service_s = dict.fromkeys((*POOLS, _TASKS), 0.0)
+        for stage in meter.stages:
+            service_s[stage.pool if stage.pool in POOLS else _TASKS] += stage.service_s
+        for name, batch in zip(POOLS, batches, strict=True):
+            if name in tried:
+                service_s[name] = tried[name][batch]
+        known = replace(self, batches=(batches[0], batches[1]))
+        return known._sized((service_s[POOLS[0]], service_s[POOLS[1]]), service_s[_TASKS])
+
+    def sizes_tried(self, pool: str) -> tuple[int, ...]:
+        """Return the sizes of batches that a probe tries in a pool: none where one was given."""
+        return () if self.fixed_batches[POOLS.index(pool)] else TRIED
 
     def probe_of(self, units: Units) -> tuple[Units, Units] | None:
         """Return units to measure with, spread evenly, and the others; None: not worth it."""
-        images = _PROBE_IMAGES_PER_ACTOR * (self.propose + self.classify)
-        if None not in self.fixed or units.images < _PROBES_IN_A_RUN * images:
+        each = _PROBE_IMAGES_PER_ACTOR
+        if None in self.fixed_batches:
+            each = _ROUNDS_OF_BATCHES * len(TRIED) * max(TRIED)
+        images = each * sum(self.actors)
+        if (
+            None not in (*self.fixed, *self.fixed_batches)
+            or units.images < _PROBES_IN_A_RUN * images
+        ):
             return None
         step = max(2, units.images // images)
         probed = [index for index in range(len(units.table)) if index % step == 0]
@@ -63,15 +93,15 @@ class Pools:
             Units(units.table.take(others), units.images - share),
         )
 
-    def _sized(self, propose_s: float, classify_s: float, tasks_s: float) -> "Pools":
+    def _sized(self, pools_s: tuple[float, float], tasks_s: float) -> "Pools":
         propose, classify = self.fixed
         if propose is not None and classify is not None:
-            return replace(self, propose=propose, classify=classify)
+            return replace(self, actors=(propose, classify))
         offer, rooms = machines.offer(self.devices)
         pools = {
             name: Pool(service_s, self.actor_cpus, device.num_gpus, room, fixed)
             for name, service_s, device, room, fixed in zip(
-                POOLS, (propose_s, classify_s), self.devices, rooms, self.fixed, strict=True
+                POOLS, pools_s, self.devices, rooms, self.fixed, strict=True
             )
         }
         if not offer.gpus and not any(room is not None for room in rooms) and offer.is_one_machine:
@@ -79,7 +109,7 @@ class Pools:
             sizes = {name: pool.fixed or 1 for name, pool in pools.items()}
         else:
             sizes = pool_sizes(pools, tasks_s, offer)
-        return replace(self, propose=sizes["propose"], classify=sizes["classify"])
+        return replace(self, actors=(sizes[POOLS[0]], sizes[POOLS[1]]))
 
 
 def planned_pools(
@@ -98,6 +128,11 @@ def planned_pools(
     }
 
 
+def first_batches(config: ExecutionSettings) -> tuple[int, int]:
+    """Return the images per call of POOLS, as far as they are known before anything is measured."""
+    return _given(config.propose_batch) or USUAL, _given(config.classify_batch) or USUAL
+
+
 def actor_cpus(config: ExecutionSettings) -> int:
     """Return the CPUs per actor, which are its threads: one on a cluster.
 
@@ -114,9 +149,13 @@ def held_cpus(config: ExecutionSettings) -> int:
     return _actors_here(config) * actor_cpus(config)
 
 
+def _given(size: int | Literal["auto"]) -> int | None:
+    return None if size == "auto" else size
+
+
 def _actors_here(config: ExecutionSettings) -> int:
-    given = (config.propose_actors, config.classify_actors)
-    fixed = [size for size in given if size != "auto"]
+    given = _given(config.propose_actors), _given(config.classify_actors)
+    fixed = [size for size in given if size]
     # One a GPU, if they are to be chosen: that is the most that there will be.
     chosen = max(2 - len(fixed), num_gpus() - sum(fixed)) if len(fixed) < 2 else 0
     return sum(fixed) + chosen

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from jobs.annotation_done import retried_codes, take_over
 from jobs.annotation_flows import Stages, texts_of
 from jobs.annotation_plan import AnnotationPlan
-from jobs.annotation_pools import actor_cpus, planned_pools
+from jobs.annotation_pools import actor_cpus, first_batches, planned_pools
 from jobs.plan_probe import Probe, probe
 from jobs.progress import Progress, Silent
 from pipeline import dataset
@@ -139,9 +139,8 @@ def _probed(config: PlanConfig, stages: Stages, preview: Preview, progress: Prog
         tried += images
         progress.update({"probe": tried})
 
-    batches = (config.propose_batch, config.classify_batch)
     with threads(actor_cpus(config)):
-        return probe(stages, preview.sample, batches, count)
+        return probe(stages, preview.sample, first_batches(config), count)
 
 
 def _predict(config: PlanConfig, preview: Preview, done: Probe, machines: Machines) -> Prediction:

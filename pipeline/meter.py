@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+_Key = TypeVar("_Key")
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def timed(step: str, *, in_child: bool = False) -> Iterator[Section]:
             outer._take(section, busy_s, own_cpu_s)
 
 
-def add_to(total: dict[str, Spent], more: Mapping[str, Spent]) -> None:
+def add_to(total: dict[_Key, Spent], more: Mapping[_Key, Spent]) -> None:
     """Add what steps took to a total, in place."""
     for step, spent in more.items():
         total[step] = total.get(step, Spent()) + spent

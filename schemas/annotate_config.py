@@ -14,7 +14,8 @@ IMAGE_EXTENSIONS = (
 )  # fmt: skip
 
 
-PoolSize = Annotated[int, Field(ge=1)] | Literal["auto"]
+# A number, or one that the run chooses by what it measures on its first images.
+Size = Annotated[int, Field(ge=1)] | Literal["auto"]
 
 
 class SourceSettings(RemoteSettings):
@@ -194,14 +195,12 @@ class ExecutionSettings(Config):
     """Where and how wide the pipeline runs."""
 
     address: str = Field("local", description="Ray cluster to join, or `local` for this machine")
-    propose_actors: PoolSize = Field(
+    propose_actors: Size = Field(
         1,
         description="size of the mask proposal pool, or `auto`: by the service times that the run "
         "measures on its first images, within what the cluster has",
     )
-    classify_actors: PoolSize = Field(
-        1, description="size of the CLIP classification pool, or `auto`"
-    )
+    classify_actors: Size = Field(1, description="size of the CLIP classification pool, or `auto`")
     propose_gpus: float | None = Field(
         None,
         ge=0,
@@ -231,8 +230,12 @@ class ExecutionSettings(Config):
         description="send this installation's code to the workers of the cluster; off: an image, "
         "a shared environment or the job's working directory has it",
     )
-    propose_batch: int = Field(8, ge=1, description="images per call of the proposer")
-    classify_batch: int = Field(8, ge=1, description="images per call of the classifier")
+    propose_batch: Size = Field(
+        8,
+        description="images per call of the proposer, or `auto`: the smallest of 8, 16 and 32 that "
+        "is within 5 % of the fastest on the first images of a run",
+    )
+    classify_batch: Size = Field(8, description="images per call of the classifier, or `auto`")
     crop_batch: int = Field(
         256, ge=1, description="crops, or whole images, per forward pass of CLIP"
     )

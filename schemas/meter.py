@@ -4,9 +4,10 @@ The ceiling is what the measured stages would reach if the slowest of them were 
 workers / seconds per image, least over the pools of workers and over the cores that they share.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 CORES: Final = "cores"  # what binds where the processors are busier than any pool
 
@@ -27,6 +28,8 @@ class StageMeter(_Record):
     size_bytes: int  # what it read, handed on, or wrote
     busy_s: float
     cpu_s: float  # processor time: more than busy_s where it has several threads
+    # Busy seconds per image of its whole pool by images per call, where several sizes were tried.
+    tried_s: Mapping[int, float] = Field(default_factory=dict)
 
     @property
     def service_s(self) -> float:

@@ -18,6 +18,7 @@ import pytest
 import s3fs
 from PIL import Image
 
+from jobs import annotation_pools
 from jobs.annotate import annotate
 from jobs.cli import main
 from jobs.evaluate import evaluate
@@ -280,6 +281,27 @@ def test_two_runs_give_equal_labels(scenes: Path, tmp_path: Path) -> None:
         for output in outputs
     )
     assert one == two
+
+
+def test_sizes_of_batches_are_measured_on_the_first_images(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(annotation_pools, "TRIED", (1, 2))
+    monkeypatch.setattr(annotation_pools, "_ROUNDS_OF_BATCHES", 2)
+    monkeypatch.setattr(annotation_pools, "_PROBES_IN_A_RUN", 1)
+    for number in range(4):
+        shutil.copytree(scenes / "images", tmp_path / "images" / str(number))
+    output = str(tmp_path / "labels")
+    batches = {"propose_batch": "auto", "classify_batch": "auto"}
+    result = annotate(config(str(tmp_path / "images"), output, **batches))
+    assert result.counts.labelled == 48
+    end = tmp_path / "labels" / "_runs" / result.run_id / "end.json"
+    meter = RunEnd.model_validate_json(end.read_text()).meter
+    assert meter is not None
+    assert [flow.images for flow in meter.flows] == [16, 32]
+    tried, later = ({stage.name: stage for stage in flow.stages} for flow in meter.flows)
+    for pool in ("propose", "classify"):
+        assert set(tried[pool].tried_s) == {1, 2} and not later[pool].tried_s
 
 
 def test_ten_real_photos(shared: Path, tmp_path: Path) -> None:

@@ -84,12 +84,19 @@ class Mark:
             raise ZeroDivisionError("secret of s3://key:hidden@bucket/x")
 
 
-def run(tmp_path: Path, units: list[list[str]], rows_per_part: int = 4, actors: int = 1) -> str:
+def run(
+    tmp_path: Path,
+    units: list[list[str]],
+    rows_per_part: int = 4,
+    actors: int = 1,
+    sizes_tried: tuple[int, ...] = (),
+) -> str:
     dataset = str(tmp_path / "labels")
     table = pa.Table.from_pylist(
         [{"path": "", "row_group": 0, "image_ids": names} for names in units]
     )
-    stage = runtime.Placement(Mark(str(tmp_path / "log")), batch_size=4, actors=actors)
+    mark = Mark(str(tmp_path / "log"))
+    stage = runtime.Placement(mark, batch_size=4, actors=actors, sizes_tried=sizes_tried)
     flow = runtime.Flow(table, sum(map(len, units)), Names(), [stage])
     seen: list[dict[str, int]] = []
     result = runtime.run_flow(
@@ -101,6 +108,8 @@ def run(tmp_path: Path, units: list[list[str]], rows_per_part: int = 4, actors: 
     assert [stage.pool for stage in meter.stages] == ["tasks", "mark", "tasks"]
     assert meter.images == meter.stages[-1].images == sum(map(len, units))
     assert meter.stages[1].workers == actors and meter.stages[1].busy_s > 0
+    assert set(meter.stages[1].tried_s) == set(sizes_tried)
+    assert all(seconds > 0 for seconds in meter.stages[1].tried_s.values())
     assert meter.stages[-1].size_bytes == sum(part.size_bytes for part in parts)
     assert meter.ceiling > 0 and meter.binds is not None
     assert sorted(parts, key=str) == sorted(recorded_parts(dataset).values(), key=str)
@@ -129,6 +138,13 @@ def test_an_image_that_kills_its_worker_is_quarantined_and_no_other(tmp_path: Pa
     assert {row["status"] for row in rows.values()} == {LABELLED}
     # Once in its batch, three times alone, and never again.
     assert (tmp_path / "log").read_text().splitlines() == ["deadly"] * 4
+
+
+def test_sizes_of_batches_are_tried_in_turn_and_lose_no_image(tmp_path: Path) -> None:
+    names = [f"image-{number}" for number in range(32)]
+    # Batches of four, cut into calls of 1, 2 and 4; the first of each only warms up.
+    rows = rows_of_parts(run(tmp_path, [names], sizes_tried=(1, 2, 4)))
+    assert set(rows) == set(names)
 
 
 def test_a_worker_that_dies_for_another_reason_costs_no_image(tmp_path: Path) -> None:

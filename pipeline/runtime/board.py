@@ -42,6 +42,7 @@ class Board:
         self._last: float | None = None  # the newest report
         self._ready: dict[str, list[float]] = {}  # when each actor of a pool was
         self._at_work: dict[str, int] = {}
+        self._tried: dict[str, dict[int, Spent]] = {}  # by stage and images per call
         self._error: SegmillError | None = None
         self._metrics = FlowMetrics(crew.run_id)
         workers = {step: crew.workers[pool] for step, pool in crew.pool_of.items()}
@@ -71,6 +72,11 @@ class Board:
         self._metrics.add(spent, quarantined)
         if self._spans:
             self._spans.add(spent)
+
+    def tried(self, stage: str, size: int, images: int, took_s: float) -> None:
+        """Take what calls of so many images each took, which `add` has taken as well."""
+        spent = {size: Spent(images=images, busy_s=took_s)}
+        add_to(self._tried.setdefault(stage, {}), spent)
 
     def read(self) -> dict[str, int]:
         """Return how many images have left each stage."""
@@ -112,6 +118,10 @@ class Board:
             size_bytes=spent.size_bytes,
             busy_s=spent.busy_s,
             cpu_s=spent.cpu_s,
+            tried_s={
+                size: tried.busy_s / tried.images
+                for size, tried in self._tried.get(step, {}).items()
+            },
         )
 
     def begin(self, key: str) -> int:

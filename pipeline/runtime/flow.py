@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class Placement:
     actors: int = 0
     device: Device = ANY_MACHINE
     num_cpus: int = 1  # of an actor; Ray sets OMP_NUM_THREADS to it
+    sizes_tried: Sequence[int] = ()  # by actors, in turn: images per call, of those of a batch
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ def run_flow(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = _BLOCK_BYTES
+    # The limit of writes is one of the cluster; that a small run has fewer parts is no mistake.
+    warnings.filterwarnings("ignore", "The maximum number of concurrent tasks for 'Write'")
     logging.getLogger("ray.data").setLevel(logging.getLogger("ray").level)
     crew = _crew(flow, run_id)
     board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote(crew)
@@ -164,7 +168,7 @@ def _attach(rows: ray.data.Dataset, placement: Placement, board: Any) -> ray.dat
         )
     return rows.map_batches(
         pool_class(placement.stage.name),
-        fn_constructor_args=(placement.stage, board),
+        fn_constructor_args=(placement.stage, board, placement.sizes_tried),
         compute=ActorPoolStrategy(size=placement.actors),
         num_cpus=placement.num_cpus,
         **placement.device.options,

@@ -2,7 +2,8 @@
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import cycle
 from typing import Any, Final, Protocol
 
 import pyarrow as pa
@@ -73,11 +74,16 @@ def take_in(units: pa.Table, intake: Intake, board: Any) -> Iterator[pa.Table]:
 
 def run_stage(images: pa.Table, stage: Stage, board: Any) -> pa.Table:
     """Apply a stage, hold it to its schema, and tell what has left it and what that took."""
+    return _timed_stage(images, stage, board)[0]
+
+
+def _timed_stage(images: pa.Table, stage: Stage, board: Any) -> tuple[pa.Table, float]:
+    """Return the result of a stage, and the seconds that it and what is inside it took."""
     with reporting(board), timed(stage.name) as section:
         result = conform(stage(images), stage.schema)
         section.count(len(result), result.nbytes)
     board.add.remote(section.spent)
-    return result
+    return result, sum(spent.busy_s for spent in section.spent.values())
 
 
 class Worker:
@@ -86,11 +92,16 @@ class Worker:
     Ray restarts an actor that dies and gives it the same batch again, for ever. So each batch is
     announced: one that was announced before and never finished is taken apart, and an image that
     was at work alone in several workers that died is quarantined untried.
+
+    `sizes` are tried in turn, a batch for each: it is cut into so many images per call, and the
+    board is told what they took.
     """
 
-    def __init__(self, stage: Stage, board: Any) -> None:
+    def __init__(self, stage: Stage, board: Any, sizes: Sequence[int] = ()) -> None:
         self._stage = stage
         self._board = board
+        self._sizes = cycle(sizes)
+        self._warming = len(sizes)  # batches: kernels are chosen, caches filled
         # Here and not at the first batch: no image is to blame where a model does not load, and
         # the time is no service.
         started = time.monotonic()
@@ -103,10 +114,22 @@ class Worker:
         if len(images) and self._begin("batch", images):
             alone = [self._alone(images[index : index + 1]) for index in range(len(images))]
             result = pa.concat_tables(alone)
+        elif size := next(self._sizes, None):
+            result = self._cut(images, size)
         else:
             result = run_stage(images, self._stage, self._board)
         self._board.end.remote(self._key("batch", images))
         return result
+
+    def _cut(self, images: pa.Table, size: int) -> pa.Table:
+        calls = [images[start : start + size] for start in range(0, len(images), size)]
+        made = [_timed_stage(call, self._stage, self._board) for call in calls]
+        if self._warming:
+            self._warming -= 1
+        elif len(images) >= size:
+            took_s = sum(seconds for _, seconds in made)
+            self._board.tried.remote(self._stage.name, size, len(images), took_s)
+        return pa.concat_tables([table for table, _ in made])
 
     def _alone(self, image: pa.Table) -> pa.Table:
         deaths = self._begin("alone", image)
