@@ -31,7 +31,6 @@ _PARTS: tuple[int, int] = (200, 5_000)
 _ROWS_PER_PART: tuple[int, int, int] = (16, 256, 4096)
 # An image's embeddings are megabytes, or tens of kilobytes.
 _ROWS_PER_PART_OF_EMBEDDINGS: Mapping[Encoding, int] = {"exact": 64, "compact": 1024}
-_RECALLED_AT_ONCE: int = 64  # labelled again without any model: larger batches save nothing
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,8 @@ def run_flows(
                 progress.update,
             )
 
-    relabel = runtime.Placement(stages.label, _RECALLED_AT_ONCE)
+    # Tasks that take batches of some rows would be given as many units at once.
+    relabel = runtime.Placement(stages.label, batch_size=None)
     yield from run(work.relabel, Recall(config.output), [relabel])
     reuse = ReuseProposals(config.output, stages.fetch)
     yield from run(work.reclassify, reuse, _placements(stages, pools)[1:])

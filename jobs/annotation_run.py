@@ -196,7 +196,7 @@ class AnnotationRun:
         self._recorder.plan(self._planner.images, work.images)
         self._progress.say(f"{work.images} of {self._planner.images} images are to be done")
         config, started = self._config, time.monotonic()
-        cpus = held_cpus(config)
+        cpus = held_cpus(config) if work.fetch.images or work.reclassify.images else 0
         results: list[runtime.FlowResult] = []
         with runtime.cluster(
             config.address, config.object_store_mb, cpus, ship_code=config.ship_code

@@ -43,7 +43,7 @@ class Placement:
     """A stage and where it runs: as tasks (no actors) or in its own pool of actors."""
 
     stage: Stage
-    batch_size: int
+    batch_size: int | None  # rows; None, of tasks: as the intake yields them
     actors: int = 0
     device: Device = ANY_MACHINE
     num_cpus: int = 1  # of an actor; Ray sets OMP_NUM_THREADS to it

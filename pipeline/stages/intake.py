@@ -27,6 +27,7 @@ from schemas.annotation import (
 
 # Images fetched at once: enough to overlap the reads of one task.
 _ROWS_AT_ONCE = 8
+_RECALLED_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class FetchImages:
             listed = _rows_of(self.dataset, unit)
         signatures = unit["signatures"] or [None] * len(listed)
         listed = listed.append_column("signature", pa.array(signatures, pa.string()))
-        for images in _slices(listed.select(INVENTORY.names)):
+        for images in _slices(listed.select(INVENTORY.names), _ROWS_AT_ONCE):
             yield self.fetch(images)
 
 
@@ -65,7 +66,7 @@ class ReuseProposals:
         """Yield the images of a unit with their stored proposals."""
         with timed(FETCH):
             kept = _rows_of(self.dataset, unit)
-        for stored in _slices(kept):
+        for stored in _slices(kept, _ROWS_AT_ONCE):
             images = stored.select(["image_id", "uri", "etag"]).to_pylist()
             decoded = self.fetch(table_from_rows(images, INVENTORY)).to_pylist()
             proposals = stored.select([field.name for field in PROPOSALS]).to_pylist()
@@ -88,7 +89,8 @@ class Recall:
 
     def __call__(self, unit: dict[str, Any], /) -> Iterator[pa.Table]:
         """Yield the stored rows of a unit."""
-        yield conform(_rows_of(self.dataset, unit).select(EMBEDDED.names), EMBEDDED)
+        stored = conform(_rows_of(self.dataset, unit).select(EMBEDDED.names), EMBEDDED)
+        yield from _slices(stored, _RECALLED_AT_ONCE)
 
 
 def _rows_of(dataset: str, unit: dict[str, Any]) -> pa.Table:
@@ -98,6 +100,6 @@ def _rows_of(dataset: str, unit: dict[str, Any]) -> pa.Table:
     return table.filter(pc.is_in(table["image_id"], pa.array(unit["image_ids"])))
 
 
-def _slices(table: pa.Table) -> Iterator[pa.Table]:
-    for start in range(0, len(table), _ROWS_AT_ONCE):
-        yield table.slice(start, _ROWS_AT_ONCE)
+def _slices(table: pa.Table, rows: int) -> Iterator[pa.Table]:
+    for start in range(0, len(table), rows):
+        yield table.slice(start, rows)
