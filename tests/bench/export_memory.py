@@ -6,8 +6,9 @@ Memory is the proportional set size (shared pages counted once) of the command a
 started, sampled four times a second. `halves_mib` are the means over both halves of the large
 export, its start left out: the peak alone says little, for memory swings with what allocators keep,
 and the longer one looks the higher is the highest. Images are 240 x 320 JPEG files; labels are
-ragged, a few hundred pieces an image. The large export is then made again and killed (SIGKILL) when a third of
-its shards are done, and run once more: the files must be equal, and finished shards not done twice.
+ragged, a few hundred pieces an image. The large export is then made again and killed (SIGKILL) when
+a third of its shards are done, and run once more: the files must be equal, and finished shards not
+done twice.
 """
 
 import hashlib
