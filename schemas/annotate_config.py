@@ -15,7 +15,7 @@ IMAGE_EXTENSIONS = (
 
 
 # A number, or one that the run chooses by what it measures on its first images.
-Size = Annotated[int, Field(ge=1)] | Literal["auto"]
+SizeOrAuto = Annotated[int, Field(ge=1)] | Literal["auto"]
 
 
 class SourceSettings(RemoteSettings):
@@ -195,12 +195,14 @@ class ExecutionSettings(Config):
     """Where and how wide the pipeline runs."""
 
     address: str = Field("local", description="Ray cluster to join, or `local` for this machine")
-    propose_actors: Size = Field(
+    propose_actors: SizeOrAuto = Field(
         1,
         description="size of the mask proposal pool, or `auto`: by the service times that the run "
         "measures on its first images, within what the cluster has",
     )
-    classify_actors: Size = Field(1, description="size of the CLIP classification pool, or `auto`")
+    classify_actors: SizeOrAuto = Field(
+        1, description="size of the CLIP classification pool, or `auto`"
+    )
     propose_gpus: float | None = Field(
         None,
         ge=0,
@@ -230,12 +232,14 @@ class ExecutionSettings(Config):
         description="send this installation's code to the workers of the cluster; off: an image, "
         "a shared environment or the job's working directory has it",
     )
-    propose_batch: Size = Field(
+    propose_batch: SizeOrAuto = Field(
         8,
         description="images per call of the proposer, or `auto`: the smallest of 8, 16 and 32 that "
         "is within 5 % of the fastest on the first images of a run",
     )
-    classify_batch: Size = Field(8, description="images per call of the classifier, or `auto`")
+    classify_batch: SizeOrAuto = Field(
+        8, description="images per call of the classifier, or `auto`"
+    )
     crop_batch: int = Field(
         256, ge=1, description="crops, or whole images, per forward pass of CLIP"
     )

@@ -33,7 +33,7 @@ _MODULES = (
     "ray._private.workers.default_worker",
     "ray.data",
 )
-_MOST_BYTES = 2**20  # of a request
+_BYTES = 2**16  # of a request, at a time
 
 
 @contextlib.contextmanager
@@ -60,7 +60,9 @@ def _fork_on_request(path: str) -> None:
     print("ready", flush=True)
     while server in select.select([server, sys.stdin], [], [])[0]:
         stub, _ = server.accept()
-        message, streams, _, _ = socket.recv_fds(stub, _MOST_BYTES, 3, socket.MSG_WAITALL)
+        message, streams, _, _ = socket.recv_fds(stub, _BYTES, 3)
+        while more := stub.recv(_BYTES):
+            message += more
         request = json.loads(message)
         if "ray" not in sys.modules:
             # Ray's core and OpenMP read their settings as they are loaded: those of a worker.

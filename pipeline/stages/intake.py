@@ -27,7 +27,7 @@ from schemas.annotation import (
 
 # Images fetched at once: enough to overlap the reads of one task.
 _ROWS_AT_ONCE = 8
-_RECALLED_AT_ONCE = 64
+_RECALLED_AT_ONCE = 64  # labelled again without any model: more at once save nothing
 
 
 @dataclass(frozen=True)
