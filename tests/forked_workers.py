@@ -10,6 +10,7 @@ clusters, have Ray's ordinary workers.
     python tests/forked_workers.py ...        the stub, in place of `python`
 """
 
+import atexit
 import contextlib
 import gc
 import json
@@ -21,6 +22,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -89,8 +91,18 @@ def _become(request: dict[str, Any], streams: list[int]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.argv = request["arguments"]
-    runpy.run_path(sys.argv[0], run_name="__main__")
-    sys.exit()
+    code = 1
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    # As Python ends, but without taking libraries apart, at which one worker in hundreds hung.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _hand_over() -> None:
