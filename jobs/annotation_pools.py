@@ -15,7 +15,6 @@ from schemas.annotate_config import ExecutionSettings
 from schemas.meter import FlowMeter
 
 POOLS: Final = ("propose", "classify")
-_TASKS: Final = "tasks"
 # Enough for service times that hold; a run of fewer than so many probes is over sooner without.
 _PROBE_IMAGES_PER_ACTOR: Final = 64
 _ROUNDS_OF_BATCHES: Final = 4  # of all sizes tried; the first is not measured
@@ -54,19 +53,16 @@ class Pools:
 
     def measured(self, meter: FlowMeter) -> "Pools":
         """Return the sizes that the service times of a probe make fastest."""
-        tried = {stage.name: stage.tried_s for stage in meter.stages if stage.tried_s}
-        batches = [
-            batch_size(tried[name]) if name in tried else batch
-            for name, batch in zip(POOLS, self.batches, strict=True)
-        ]
-        service_s = dict.fromkeys((*POOLS, _TASKS), 0.0)
-        for stage in meter.stages:
-            service_s[stage.pool if stage.pool in POOLS else _TASKS] += stage.service_s
-        for name, batch in zip(POOLS, batches, strict=True):
-            if name in tried:
-                service_s[name] = tried[name][batch]
+        batches, pools_s = list(self.batches), [0.0, 0.0]
+        for index, name in enumerate(POOLS):
+            steps = [stage for stage in meter.stages if stage.pool == name]
+            pools_s[index] = sum(step.service_s for step in steps)
+            if tried_s := next((step.tried_s for step in steps if step.tried_s), None):
+                batches[index] = batch_size(tried_s)
+                pools_s[index] = tried_s[batches[index]]
+        tasks_s = sum(stage.service_s for stage in meter.stages if stage.pool not in POOLS)
         known = replace(self, batches=(batches[0], batches[1]))
-        return known._sized((service_s[POOLS[0]], service_s[POOLS[1]]), service_s[_TASKS])
+        return known._sized((pools_s[0], pools_s[1]), tasks_s)
 
     def sizes_tried(self, pool: str) -> tuple[int, ...]:
         """Return the sizes of batches that a probe tries in a pool: none where one was given."""

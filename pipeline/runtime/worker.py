@@ -74,16 +74,11 @@ def take_in(units: pa.Table, intake: Intake, board: Any) -> Iterator[pa.Table]:
 
 def run_stage(images: pa.Table, stage: Stage, board: Any) -> pa.Table:
     """Apply a stage, hold it to its schema, and tell what has left it and what that took."""
-    return _timed_stage(images, stage, board)[0]
-
-
-def _timed_stage(images: pa.Table, stage: Stage, board: Any) -> tuple[pa.Table, float]:
-    """Return the result of a stage, and the seconds that it and what is inside it took."""
     with reporting(board), timed(stage.name) as section:
         result = conform(stage(images), stage.schema)
         section.count(len(result), result.nbytes)
     board.add.remote(section.spent)
-    return result, sum(spent.busy_s for spent in section.spent.values())
+    return result
 
 
 class Worker:
@@ -123,13 +118,14 @@ class Worker:
 
     def _cut(self, images: pa.Table, size: int) -> pa.Table:
         calls = [images[start : start + size] for start in range(0, len(images), size)]
-        made = [_timed_stage(call, self._stage, self._board) for call in calls]
+        started = time.perf_counter()
+        made = [run_stage(call, self._stage, self._board) for call in calls]
+        took_s = time.perf_counter() - started
         if self._warming:
             self._warming -= 1
         elif len(images) >= size:
-            took_s = sum(seconds for _, seconds in made)
             self._board.tried.remote(self._stage.name, size, len(images), took_s)
-        return pa.concat_tables([table for table, _ in made])
+        return pa.concat_tables(made)
 
     def _alone(self, image: pa.Table) -> pa.Table:
         deaths = self._begin("alone", image)
