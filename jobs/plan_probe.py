@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from tempfile import TemporaryDirectory
 from typing import Final, Protocol
 
@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.annotation_flows import Stages
+from pipeline.fetching import IN_FLIGHT
 from pipeline.meter import Spent, add_to, timed
 from pipeline.parts import write_part
 from pipeline.stages.fetch import FETCH
 from schemas.annotation import QUARANTINED, conform
 
 _RUN: Final = "probe"
-_ROWS_AT_ONCE: Final = 8  # as the intake fetches them
 _ROWS_PER_PART: Final = 64
 # The first images fill caches and start the decoder: they are left out where there are others.
 _WARMING_ROUNDS: Final = 1
@@ -65,7 +65,7 @@ def probe(
     result.warm_up_s = time.monotonic() - started
     rounds, waiting = [], []
     with TemporaryDirectory(prefix="segmill-probe-") as folder:
-        for share in _slices(images, max(_ROWS_AT_ONCE, *batches)):
+        for share in _slices(images, max(IN_FLIGHT, *batches)):
             spent, annotated = _round(stages, share, batches)
             rounds.append(spent)
             waiting.append(annotated)
@@ -78,7 +78,14 @@ def probe(
             rounds.append(_write(folder, pa.concat_tables(waiting), result))
     for spent in rounds[_WARMING_ROUNDS if len(rounds) >= _LEAST_ROUNDS else 0 :]:
         add_to(result.spent, spent)
+    if rounds:
+        result.spent[FETCH] = _waited(result.spent[FETCH], result.spent[stages.fetch.name])
     return result
+
+
+def _waited(fetching: Spent, decoding: Spent) -> Spent:
+    """Return what of fetching a task waits for: images are fetched while others are decoded."""
+    return replace(fetching, busy_s=max(0.0, fetching.busy_s - decoding.busy_s))
 
 
 def _round(
@@ -86,7 +93,7 @@ def _round(
 ) -> tuple[dict[str, Spent], pa.Table]:
     spent: dict[str, Spent] = {FETCH: Spent()}  # the first of the steps
     steps: tuple[tuple[Step, int], ...] = (
-        (stages.fetch, _ROWS_AT_ONCE),
+        (stages.fetch, IN_FLIGHT),
         (stages.propose, batches[0]),
         (stages.classify, batches[1]),
     )

@@ -7,8 +7,10 @@ import socket
 import ssl
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, Self
 
 import fsspec
@@ -22,6 +24,8 @@ from schemas.errors import SegmillError, SourceError
 
 _BACKOFF_S: Final = 0.5
 _LONGEST_BACKOFF_S: Final = 20.0
+# Fetched at once: a store's latency is shared by so many images, if they fit into memory.
+IN_FLIGHT: Final = 32
 _IN_FLIGHT_BYTES: Final = 64 * 2**20
 _GUESSED_BYTES: Final = 4 * 2**20  # of an image whose list knows no size
 # Of one file, and the same at every attempt.
@@ -63,11 +67,12 @@ class ShortBodyError(ConnectionError):
 
 
 def in_groups(requests: Sequence[Request]) -> Iterator[list[Request]]:
-    """Yield the requests in order, as many at a time as may be in memory together."""
+    """Yield the requests in order, as many at a time as may be under way together."""
     group: list[Request] = []
     size = 0
     for request in requests:
-        if group and size + request.expected_bytes > _IN_FLIGHT_BYTES:
+        full = len(group) == IN_FLIGHT or size + request.expected_bytes > _IN_FLIGHT_BYTES
+        if group and full:
             yield group
             group, size = [], 0
         group.append(request)
@@ -96,6 +101,25 @@ def fetch(requests: Sequence[Request], settings: FetchSettings) -> list[bytes | 
         if not pending:
             break
     return results
+
+
+def fetch_ahead(
+    groups: Iterable[Sequence[Request]], settings: FetchSettings
+) -> Iterator[list[bytes | Exception]]:
+    """Yield what `fetch` returns for each group; the next group is read meanwhile."""
+    coming: Future[list[bytes | Exception]] | None = None
+    for group in groups:
+        before, coming = coming, _reader().submit(fetch, group, settings)
+        if before is not None:
+            yield before.result()
+    if coming is not None:
+        yield coming.result()
+
+
+@cache
+def _reader() -> ThreadPoolExecutor:
+    # One for the process: fsspec opens a store anew, with its connections, for every thread.
+    return ThreadPoolExecutor(1, "reader")
 
 
 def is_transient(result: bytes | Exception) -> bool:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import queue
 import socket
 import ssl
 
@@ -14,7 +15,14 @@ from fsspec.registry import _registry
 from s3fs.errors import translate_boto_error
 
 import pipeline.fetching
-from pipeline.fetching import FetchSettings, Request, fetch, in_groups, is_transient
+from pipeline.fetching import (
+    FetchSettings,
+    Request,
+    fetch,
+    fetch_ahead,
+    in_groups,
+    is_transient,
+)
 from pipeline.stages.fetch import FetchDecode
 from pipeline.web import RefusedError, WebAccess
 from schemas.annotate_config import SourceSettings
@@ -68,8 +76,9 @@ def fetch_one(name, size_bytes=None, settings=SETTINGS):
         ([40 * MIB, 40 * MIB, 20 * MIB], [1, 2]),
         ([None] * 17, [16, 1]),
         ([0, 0], [2]),
+        ([10] * 70, [32, 32, 6]),
     ],
-    ids=["none", "small", "one too large", "two and one", "unlisted", "empty"],
+    ids=["none", "small", "one too large", "two and one", "unlisted", "empty", "many"],
 )
 def test_images_are_fetched_as_many_at_a_time_as_memory_holds(sizes, groups):
     requests = [Request(f"az://{n}", size_bytes=size) for n, size in enumerate(sizes)]
@@ -185,6 +194,57 @@ def test_a_store_that_gives_no_image_of_a_batch_stops_the_run(store):
         StoreUnavailableError, match=r"none of 2 images .* az://box/down-1: .*reset"
     ):
         run_stage("down-1", "down-2")
+
+
+def test_the_next_group_is_read_while_one_is_at_work(monkeypatch):
+    asked = queue.Queue()
+
+    def read(group, _settings):
+        asked.put(group)
+        return [group.encode()]
+
+    monkeypatch.setattr(pipeline.fetching, "fetch", read)
+    groups = fetch_ahead(["first", "second", "third"], SETTINGS)
+    assert next(groups) == [b"first"]
+    assert [asked.get(timeout=10) for _ in range(2)] == ["first", "second"]
+    assert asked.empty()  # one group ahead, no more: their bytes are in memory
+    assert list(groups) == [[b"second"], [b"third"]]
+    assert list(fetch_ahead([], SETTINGS)) == []
+
+
+def listed(*names):
+    rows = [{"image_id": image_id(name), "uri": f"az://box/{name}"} for name in names]
+    return table_from_rows(rows, INVENTORY)
+
+
+def test_what_is_read_ahead_comes_as_it_does_else(store):
+    stage = FetchDecode(32, 64, SourceSettings(fetch_attempts=2, max_image_bytes=4999))
+    names = [f"{kind}-{n}" for n in range(1, 30) for kind in ("a", "down", "denied")]
+    tables = [listed(*names[start : start + 7]) for start in range(0, len(names), 7)]
+    ahead = list(stage.each(tables))
+    assert ahead == [stage(table) for table in tables]
+    assert [row for table in ahead for row in table["uri"].to_pylist()] == [
+        f"az://box/{name}" for name in names
+    ]
+
+
+def test_a_store_that_gives_nothing_any_more_stops_the_run(store):
+    stage = FetchDecode(32, 64, SourceSettings(fetch_attempts=1))
+    good = [f"a-{n}" for n in range(1, 33)]
+    tables = stage.each([listed(*good), listed(*(f"down-{n}" for n in range(40))), listed(*good)])
+    assert len(next(tables)) == 32
+    with pytest.raises(StoreUnavailableError, match=r"none of 16 images .* az://box/down-0: "):
+        next(tables)
+
+
+def test_large_images_that_come_one_at_a_time_are_no_excuse_for_a_store(store, monkeypatch):
+    monkeypatch.setattr(pipeline.fetching, "_IN_FLIGHT_BYTES", 1)
+    stage = FetchDecode(32, 64, SourceSettings(fetch_attempts=1))
+    lost = [f"down-{n}" for n in range(8)]
+    with pytest.raises(StoreUnavailableError, match="none of 8 images"):
+        stage(listed(*lost, "a-1"))
+    few = stage(listed(*lost[:7], "a-1"))["error"].to_pylist()
+    assert [error["code"] for error in few] == ["unavailable"] * 7 + ["not_an_image"]
 
 
 def test_images_that_fail_among_others_are_rows(store):

@@ -2,6 +2,7 @@
 
 import hashlib
 import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.decode import BadImage, DecodeSettings
 from pipeline.decoder_process import decoder_of_this_process
-from pipeline.fetching import FetchSettings, Request, fetch, in_groups, is_transient
+from pipeline.fetching import FetchSettings, Request, fetch, fetch_ahead, in_groups, is_transient
 from pipeline.meter import timed
 from pipeline.stages.rows import Row, quarantine
 from pipeline.storage import describe
@@ -19,6 +20,12 @@ from schemas.annotation import DECODED, LABELLED, table_from_rows
 from schemas.errors import StoreUnavailableError
 
 FETCH: Final = "fetch"  # the step; the rest of the stage is decoding
+
+# So many images of whole groups, one after the other, and it is the store that fails.
+_FAILED_IN_A_ROW: Final = 8
+
+# What reads groups of images, in their order.
+_Read = Callable[[Sequence[Sequence[Request]]], Iterator[list[bytes | Exception]]]
 
 # What a store raised -> code of the quarantined row.
 _FETCH_CODES: Final = {
@@ -50,30 +57,37 @@ class FetchDecode:
 
         Raises StoreUnavailableError where a store gives none of several images.
         """
-        decoded: list[Row] = images.to_pylist()
-        accepted: list[tuple[int, Request]] = []
-        for index, row in enumerate(decoded):
-            request = Request(row["uri"], row.pop("signature"), row.pop("size_bytes"))
-            if (request.size_bytes or 0) > self.source.max_image_bytes:
-                decoded[index] = self._too_many_bytes(row, request.size_bytes)
-            else:
-                accepted.append((index, request))
-        indices = iter(index for index, _ in accepted)
-        failed = []
-        # Decoded group by group: the bytes of a whole batch need not fit into memory.
-        for group in in_groups([request for _, request in accepted]):
-            with timed(FETCH) as section:
-                found = fetch(group, FetchSettings.of(self.source, self.source.max_image_bytes))
-                section.count(
-                    len(group), sum(len(data) for data in found if isinstance(data, bytes))
-                )
-            for data, index in zip(found, indices, strict=False):
-                decoded[index] = self._decode(decoded[index], data)
-                if is_transient(data):
-                    failed.append(decoded[index])
-        if len(failed) == len(accepted):
-            _check_available(failed)
-        return table_from_rows(decoded, DECODED)
+        (decoded,) = self._decoded([images], lambda groups: map(self._fetch, groups))
+        return decoded
+
+    def each(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Yield what a call returns for each table; images are read while others are decoded."""
+        yield from self._decoded(tables, lambda groups: fetch_ahead(groups, self._fetch_settings))
+
+    def _decoded(self, tables: Iterable[pa.Table], read: _Read) -> Iterator[pa.Table]:
+        batches = [[self._checked(row) for row in table.to_pylist()] for table in tables]
+        requests = [request for batch in batches for _, request in batch if request is not None]
+        contents = _contents(requests, read)
+        for batch in batches:
+            decoded = [
+                row if request is None else self._decode(row, next(contents))
+                for row, request in batch
+            ]
+            yield table_from_rows(decoded, DECODED)
+
+    def _checked(self, row: Row) -> tuple[Row, Request | None]:
+        """Return the row without what only asks for the image, and that; None: refused unread."""
+        request = Request(row["uri"], row.pop("signature"), row.pop("size_bytes"))
+        if (request.size_bytes or 0) > self.source.max_image_bytes:
+            return self._too_many_bytes(row, request.size_bytes), None
+        return row, request
+
+    def _fetch(self, group: Sequence[Request]) -> list[bytes | Exception]:
+        return fetch(group, self._fetch_settings)
+
+    @property
+    def _fetch_settings(self) -> FetchSettings:
+        return FetchSettings.of(self.source, self.source.max_image_bytes)
 
     @property
     def _decode_settings(self) -> DecodeSettings:
@@ -116,6 +130,25 @@ class FetchDecode:
         }
 
 
+def _contents(requests: Sequence[Request], read: _Read) -> Iterator[bytes | Exception]:
+    """Yield what came for each request, group by group: not all need fit into memory.
+
+    Raises StoreUnavailableError where nothing comes any more.
+    """
+    groups = list(in_groups(requests))
+    found = read(groups)
+    failed: list[tuple[Request, bytes | Exception]] = []  # since anything came
+    for group in groups:
+        with timed(FETCH) as section:
+            results = next(found)
+            section.count(len(group), sum(len(data) for data in results if isinstance(data, bytes)))
+        lost = all(map(is_transient, results))
+        failed = [*failed, *zip(group, results, strict=True)] if lost else []
+        if len(failed) >= _FAILED_IN_A_ROW or group is groups[-1]:
+            _check_available(failed)
+        yield from results
+
+
 def _fetch_code(error: Exception) -> str:
     if is_transient(error):
         return "unavailable"
@@ -125,12 +158,14 @@ def _fetch_code(error: Exception) -> str:
     )
 
 
-def _check_available(failed: list[Row]) -> None:
+def _check_available(failed: Sequence[tuple[Request, bytes | Exception]]) -> None:
     """Raise unless it is so few images, or such places, that the files may be to blame."""
     # Each web server is a place of its own; a dead one is no reason to stop.
-    ours = [row for row in failed if row["uri"].partition("://")[0] not in WEB_SCHEMES]
+    ours = [one for one in failed if one[0].uri.partition("://")[0] not in WEB_SCHEMES]
     if len(failed) > 1 and ours:
+        (first, reason), *_ = ours
+        assert isinstance(reason, Exception)
         raise StoreUnavailableError(
-            f"none of {len(failed)} images could be fetched, the first was {ours[0]['uri']}: "
-            f"{ours[0]['error']['message']}; what is done is kept, run again when the store answers"
+            f"none of {len(failed)} images could be fetched, the first was {first.uri}: "
+            f"{describe(reason)}; what is done is kept, run again when the store answers"
         )

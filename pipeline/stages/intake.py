@@ -25,8 +25,9 @@ from schemas.annotation import (
     table_from_rows,
 )
 
-# Images fetched at once: enough to overlap the reads of one task.
-_ROWS_AT_ONCE = 8
+# Images decoded into one table: as many as keep its pixels small, and what a table costs, too.
+_TABLE_BYTES = 32 * 2**20
+_ROWS_AT_ONCE = range(8, 64 + 1)
 _RECALLED_AT_ONCE = 64  # labelled again without any model: more at once save nothing
 
 
@@ -47,8 +48,8 @@ class FetchImages:
             listed = _rows_of(self.dataset, unit)
         signatures = unit["signatures"] or [None] * len(listed)
         listed = listed.append_column("signature", pa.array(signatures, pa.string()))
-        for images in _slices(listed.select(INVENTORY.names), _ROWS_AT_ONCE):
-            yield self.fetch(images)
+        images = listed.select(INVENTORY.names)
+        yield from self.fetch.each(_slices(images, _rows_at_once(self.fetch)))
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,16 @@ class ReuseProposals:
         """Yield the images of a unit with their stored proposals."""
         with timed(FETCH):
             kept = _rows_of(self.dataset, unit)
-        for stored in _slices(kept, _ROWS_AT_ONCE):
-            images = stored.select(["image_id", "uri", "etag"]).to_pylist()
-            decoded = self.fetch(table_from_rows(images, INVENTORY)).to_pylist()
-            proposals = stored.select([field.name for field in PROPOSALS]).to_pylist()
+        stored = list(_slices(kept, _rows_at_once(self.fetch)))
+        listed = [
+            table_from_rows(table.select(["image_id", "uri", "etag"]).to_pylist(), INVENTORY)
+            for table in stored
+        ]
+        for table, decoded in zip(stored, self.fetch.each(listed), strict=True):
+            proposals = table.select([field.name for field in PROPOSALS]).to_pylist()
             rows = [
                 {**row, "n_proposals": 0} if is_quarantined(row) else {**row, **found}
-                for row, found in zip(decoded, proposals, strict=True)
+                for row, found in zip(decoded.to_pylist(), proposals, strict=True)
             ]
             yield table_from_rows(rows, PROPOSED)
 
@@ -98,6 +102,11 @@ def _rows_of(dataset: str, unit: dict[str, Any]) -> pa.Table:
     if unit["image_ids"] is None:
         return table
     return table.filter(pc.is_in(table["image_id"], pa.array(unit["image_ids"])))
+
+
+def _rows_at_once(fetch: FetchDecode) -> int:
+    largest = fetch.short_edge * fetch.long_edge * 3
+    return min(max(_TABLE_BYTES // largest, _ROWS_AT_ONCE[0]), _ROWS_AT_ONCE[-1])
 
 
 def _slices(table: pa.Table, rows: int) -> Iterator[pa.Table]:
