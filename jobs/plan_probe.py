@@ -79,11 +79,11 @@ def probe(
     for spent in rounds[_WARMING_ROUNDS if len(rounds) >= _LEAST_ROUNDS else 0 :]:
         add_to(result.spent, spent)
     if rounds:
-        result.spent[FETCH] = _waited(result.spent[FETCH], result.spent[stages.fetch.name])
+        result.spent[FETCH] = waited_for(result.spent[FETCH], result.spent[stages.fetch.name])
     return result
 
 
-def _waited(fetching: Spent, decoding: Spent) -> Spent:
+def waited_for(fetching: Spent, decoding: Spent) -> Spent:
     """Return what of fetching a task waits for: images are fetched while others are decoded."""
     return replace(fetching, busy_s=max(0.0, fetching.busy_s - decoding.busy_s))
 

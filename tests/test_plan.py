@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from jobs.cli import main
+from jobs.plan_probe import waited_for
 from pipeline.meter import Spent
 from pipeline.models.embedded import EMBEDDED_VOCABULARY
 from pipeline.plan_records import check_plan, read_plan, write_plan
@@ -45,6 +46,13 @@ STEPS = {
     "classify": spent(0.5, 0.01),
     "write": spent(0.01),
 }
+
+
+@pytest.mark.parametrize("fetch_s, waited_s", [(0.05, 0.03), (0.01, 0.0)], ids=["slow", "fast"])
+def test_of_fetching_a_plan_counts_what_decoding_does_not_hide(fetch_s, waited_s):
+    waited = waited_for(spent(fetch_s, 0.004), spent(0.02, 0.02))
+    assert waited.busy_s == pytest.approx(waited_s * 10)
+    assert (waited.images, waited.cpu_s) == (10, pytest.approx(0.04))
 
 
 def test_a_cluster_is_predicted_from_its_slowest_pool():
