@@ -11,7 +11,7 @@ import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 
 import pyarrow as pa
@@ -39,7 +39,7 @@ def main() -> None:
     stage = FetchDecode(SHORT_EDGE, LONG_EDGE, SourceSettings(allow_private_addresses=True))
     listed = table_from_rows([{"image_id": image_id(url), "uri": url} for url in urls], INVENTORY)
     eight = [listed.slice(start, ROWS) for start in range(0, count, ROWS)]
-    ways = {
+    ways: dict[str, Callable[[], Iterator[pa.Table]]] = {
         "eight_then_decode": lambda: map(stage, eight),
         "ahead": lambda: stage.each(eight),
     }
