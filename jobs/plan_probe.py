@@ -1,7 +1,7 @@
 """Some images through the stages of `annotate`, in this process, into a folder that is deleted."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from tempfile import TemporaryDirectory
 from typing import Final, Protocol
@@ -14,6 +14,7 @@ from pipeline.fetching import IN_FLIGHT
 from pipeline.meter import Spent, add_to, timed
 from pipeline.parts import write_part
 from pipeline.stages.fetch import FETCH
+from pipeline.stages.rows import slices
 from schemas.annotation import QUARANTINED, conform
 
 _RUN: Final = "probe"
@@ -65,7 +66,7 @@ def probe(
     result.warm_up_s = time.monotonic() - started
     rounds, waiting = [], []
     with TemporaryDirectory(prefix="segmill-probe-") as folder:
-        for share in _slices(images, max(IN_FLIGHT, *batches)):
+        for share in slices(images, max(IN_FLIGHT, *batches)):
             spent, annotated = _round(stages, share, batches)
             rounds.append(spent)
             waiting.append(annotated)
@@ -99,7 +100,7 @@ def _round(
     )
     for stage, rows in steps:
         done = []
-        for batch in _slices(images, rows):
+        for batch in slices(images, rows):
             with timed(stage.name) as section:
                 done.append(conform(stage(batch), stage.schema))
                 section.count(len(batch), done[-1].nbytes)
@@ -115,8 +116,3 @@ def _write(folder: str, rows: pa.Table, result: Probe) -> dict[str, Spent]:
     result.row_bytes += part.images.size_bytes
     result.embeddings_bytes += part.size_bytes - part.images.size_bytes
     return section.spent
-
-
-def _slices(table: pa.Table, rows: int) -> Iterator[pa.Table]:
-    for start in range(0, len(table), rows):
-        yield table.slice(start, rows)

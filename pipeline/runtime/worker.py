@@ -11,7 +11,7 @@ import ray
 
 from pipeline.meter import timed
 from pipeline.runtime.board import reporting
-from pipeline.stages.rows import quarantine
+from pipeline.stages.rows import quarantine, slices
 from schemas.annotation import conform, table_from_rows
 
 # How often an image may be at work, alone, in a worker that dies, before it is the image's fault.
@@ -117,9 +117,8 @@ class Worker:
         return result
 
     def _cut(self, images: pa.Table, size: int) -> pa.Table:
-        calls = [images[start : start + size] for start in range(0, len(images), size)]
         started = time.perf_counter()
-        made = [run_stage(call, self._stage, self._board) for call in calls]
+        made = [run_stage(call, self._stage, self._board) for call in slices(images, size)]
         took_s = time.perf_counter() - started
         if self._warming:
             self._warming -= 1

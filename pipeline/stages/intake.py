@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pipeline.meter import timed
 from pipeline.parts import read_row_group
 from pipeline.stages.fetch import FETCH, FetchDecode
-from pipeline.stages.rows import is_quarantined
+from pipeline.stages.rows import is_quarantined, slices
 from schemas.annotation import (
     DECODED,
     EMBEDDED,
@@ -27,7 +27,7 @@ from schemas.annotation import (
 
 # Images decoded into one table: as many as keep its pixels small, and what a table costs, too.
 _TABLE_BYTES = 32 * 2**20
-_ROWS_AT_ONCE = range(8, 64 + 1)
+_LEAST_ROWS, _MOST_ROWS = 8, 64
 _RECALLED_AT_ONCE = 64  # labelled again without any model: more at once save nothing
 
 
@@ -49,7 +49,7 @@ class FetchImages:
         signatures = unit["signatures"] or [None] * len(listed)
         listed = listed.append_column("signature", pa.array(signatures, pa.string()))
         images = listed.select(INVENTORY.names)
-        yield from self.fetch.each(_slices(images, _rows_at_once(self.fetch)))
+        yield from self.fetch.each(slices(images, _rows_at_once(self.fetch)))
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class ReuseProposals:
         """Yield the images of a unit with their stored proposals."""
         with timed(FETCH):
             kept = _rows_of(self.dataset, unit)
-        stored = list(_slices(kept, _rows_at_once(self.fetch)))
+        stored = list(slices(kept, _rows_at_once(self.fetch)))
         listed = [
             table_from_rows(table.select(["image_id", "uri", "etag"]).to_pylist(), INVENTORY)
             for table in stored
@@ -94,7 +94,7 @@ class Recall:
     def __call__(self, unit: dict[str, Any], /) -> Iterator[pa.Table]:
         """Yield the stored rows of a unit."""
         stored = conform(_rows_of(self.dataset, unit).select(EMBEDDED.names), EMBEDDED)
-        yield from _slices(stored, _RECALLED_AT_ONCE)
+        yield from slices(stored, _RECALLED_AT_ONCE)
 
 
 def _rows_of(dataset: str, unit: dict[str, Any]) -> pa.Table:
@@ -106,9 +106,4 @@ def _rows_of(dataset: str, unit: dict[str, Any]) -> pa.Table:
 
 def _rows_at_once(fetch: FetchDecode) -> int:
     largest = fetch.short_edge * fetch.long_edge * 3
-    return min(max(_TABLE_BYTES // largest, _ROWS_AT_ONCE[0]), _ROWS_AT_ONCE[-1])
-
-
-def _slices(table: pa.Table, rows: int) -> Iterator[pa.Table]:
-    for start in range(0, len(table), rows):
-        yield table.slice(start, rows)
+    return min(max(_TABLE_BYTES // largest, _LEAST_ROWS), _MOST_ROWS)

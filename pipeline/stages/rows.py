@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,12 @@ def rows_of(table: pa.Table) -> list[Row]:
 
 def _view(value: pa.Scalar) -> memoryview | None:
     return memoryview(value.as_buffer()) if value.is_valid else None
+
+
+def slices(table: pa.Table, rows: int) -> Iterator[pa.Table]:
+    """Yield the table so many rows at a time, the last ones fewer; nothing is copied."""
+    for start in range(0, len(table), rows):
+        yield table.slice(start, rows)
 
 
 def quarantine(row: Row, stage: str, code: str, message: str) -> Row:

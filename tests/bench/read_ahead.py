@@ -18,6 +18,7 @@ import pyarrow as pa
 from aiohttp import web
 
 from pipeline.stages.fetch import FetchDecode
+from pipeline.stages.rows import slices
 from schemas.annotate_config import SourceSettings
 from schemas.annotation import INVENTORY, image_id, table_from_rows
 from tests.bench.scenes import photo_files
@@ -38,7 +39,7 @@ def main() -> None:
     urls = [f"http://127.0.0.1:{port}/{index}.jpg" for index in range(count)]
     stage = FetchDecode(SHORT_EDGE, LONG_EDGE, SourceSettings(allow_private_addresses=True))
     listed = table_from_rows([{"image_id": image_id(url), "uri": url} for url in urls], INVENTORY)
-    eight = [listed.slice(start, ROWS) for start in range(0, count, ROWS)]
+    eight = list(slices(listed, ROWS))
     ways: dict[str, Callable[[], Iterator[pa.Table]]] = {
         "eight_then_decode": lambda: map(stage, eight),
         "ahead": lambda: stage.each(eight),
