@@ -1,5 +1,6 @@
 """The schemas, and that a table is made to fit them or refused."""
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -109,3 +110,20 @@ def test_rows_become_a_table_with_nulls_for_what_they_lack():
     assert table.schema == SMALL
     assert table.to_pylist() == [{"name": "a", "height": None, "box": None, "error": None}, ROW]
     assert table_from_rows([], SMALL).num_rows == 0
+
+
+def test_large_binaries_are_taken_from_bytes_and_views_of_any_shape():
+    schema = pa.schema([pa.field("pixels", pa.large_binary()), pa.field("height", pa.int32())])
+    grid = np.arange(6, dtype=np.uint16).reshape(2, 3)
+    rows = [{"pixels": b"ab", "height": 1}, {"pixels": grid.data}, {}, {"pixels": b""}]
+    table = table_from_rows(rows, schema)
+    table.validate(full=True)
+    assert table.schema.equals(schema)
+    assert table["pixels"].to_pylist() == [b"ab", grid.tobytes(), None, b""]
+    assert table_from_rows([{}], schema)["pixels"].null_count == 1
+    assert len(table_from_rows([], schema)) == 0
+
+
+def test_what_is_no_bytes_is_no_large_binary():
+    with pytest.raises(TypeError, match="str"):
+        table_from_rows([{"pixels": "ab"}], pa.schema([pa.field("pixels", pa.large_binary())]))

@@ -113,6 +113,25 @@ def test_what_an_earlier_file_left_behind_costs_no_later_one(decoder: Decoder) -
     assert decoder.deaths == 1
 
 
+def test_the_memory_of_a_picture_is_used_for_the_next_one() -> None:
+    decoder = Decoder(replace(SETTINGS, short_edge=640, long_edge=1280))
+    photo = png(600, 800)  # its pixels, resized, and what lies between take 1,500 pages and more
+    for _ in range(3):
+        decoder(photo)
+    before = page_faults(decoder)
+    for _ in range(5):
+        decoder(photo)
+    assert page_faults(decoder) - before < 5 * 200
+    decoder.close()
+
+
+def page_faults(decoder: Decoder) -> int:
+    """Return how often the child has touched memory that was new to it."""
+    assert decoder._child is not None
+    process = decoder._child._process.pid
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[7])
+
+
 def test_the_decoder_sees_no_credentials(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
     monkeypatch.setenv("HOME", "/planted-home")

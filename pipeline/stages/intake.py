@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pipeline.meter import timed
 from pipeline.parts import read_row_group
 from pipeline.stages.fetch import FETCH, FetchDecode
-from pipeline.stages.rows import is_quarantined, slices
+from pipeline.stages.rows import is_quarantined, rows_of, slices
 from schemas.annotation import (
     DECODED,
     EMBEDDED,
@@ -73,10 +73,10 @@ class ReuseProposals:
             for table in stored
         ]
         for table, decoded in zip(stored, self.fetch.each(listed), strict=True):
-            proposals = table.select([field.name for field in PROPOSALS]).to_pylist()
+            proposals = rows_of(table.select([field.name for field in PROPOSALS]))
             rows = [
                 {**row, "n_proposals": 0} if is_quarantined(row) else {**row, **found}
-                for row, found in zip(decoded.to_pylist(), proposals, strict=True)
+                for row, found in zip(rows_of(decoded), proposals, strict=True)
             ]
             yield table_from_rows(rows, PROPOSED)
 

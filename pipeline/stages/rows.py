@@ -23,16 +23,27 @@ def rows_of(table: pa.Table) -> list[Row]:
     Masks and pixels are megabytes an image: `Table.to_pylist` would copy them.
     """
     columns = [
-        [_view(value) for value in column] if pa.types.is_large_binary(column.type)
-        else column.to_pylist()
+        _views(column) if pa.types.is_large_binary(column.type) else column.to_pylist()
         for column in table.columns
-    ]  # fmt: skip
+    ]
     names = table.column_names
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
-def _view(value: pa.Scalar) -> memoryview | None:
-    return memoryview(value.as_buffer()) if value.is_valid else None
+def _views(column: pa.ChunkedArray) -> list[memoryview | None]:
+    """Return the values of a large binary column; Arrow's own scalars are copies."""
+    found: list[memoryview | None] = []
+    for chunk in column.chunks:
+        if not len(chunk):
+            continue
+        _, offsets, data = chunk.buffers()
+        ends = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+        whole = memoryview(b"" if data is None else data).toreadonly()
+        found += [
+            whole[start:end] if valid else None
+            for valid, start, end in zip(chunk.is_valid().to_pylist(), ends, ends[1:], strict=False)
+        ]
+    return found
 
 
 def slices(table: pa.Table, rows: int) -> Iterator[pa.Table]:
