@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format lock weights bench bench-pipeline bench-engine bench-read-ahead bench-gpu bench-approximate bench-exact bench-half bench-memory \
+.PHONY: demo test check format lock weights bench bench-pipeline bench-engine bench-read-ahead bench-host bench-gpu bench-approximate bench-exact bench-half bench-memory \
   bench-limits bench-scaling bench-precision bench-vocabulary bench-trust bench-promise bench-decoder bench-planning bench-incremental fuzz photos \
   chaos cluster-test soak ablations clean
 
@@ -41,6 +41,9 @@ bench-engine: $(INSTALLED)  ## images a second of the engine, with stages that d
 
 bench-read-ahead: $(INSTALLED)  ## photos from a store that answers late (needs the sample data)
 	@$(BIN)/python -m tests.bench.read_ahead
+
+bench-host: $(INSTALLED)  ## what an image costs beside the networks (needs the sample data)
+	@$(BIN)/python -m tests.bench.host
 
 bench-limits: $(INSTALLED)  ## what our own design takes of one process: tasks, units, merging
 	@$(BIN)/python -m tests.bench.limits
