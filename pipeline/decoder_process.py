@@ -16,9 +16,12 @@ from functools import cache
 from typing import IO, Any, Final
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.decode import BadImage, DecodeSettings, Origin, Picture
 from pipeline.decoder_child import OUT_OF_MEMORY, TooLongError, receive, send
+from pipeline.resize import Size
 from schemas.errors import SegmillError
 
 _ATTEMPTS: Final = 2  # each in a fresh process, so that what another file left behind is no reason
@@ -127,13 +130,20 @@ class _Child:
         if "code" in answer:
             raise BadImage(str(answer["code"]), str(answer["message"]))
         height, width = map(int, answer.pop("size"))
-        # Copied at once: the child will draw the next picture over it.
-        pixels = self._pixels[: height * width * 3]
-        pixels_HW3 = np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
+        if min(height, width) < 1 or height * width * 3 > len(self._pixels):
+            raise ValueError(f"a picture of {height} x {width} pixels")
         frames = None if answer["frames"] is None else int(answer["frames"])
         orientation = int(answer["exif_orientation"])
         origin = Origin(int(answer["height"]), int(answer["width"]), orientation, frames)
-        return Picture(pixels_HW3, origin)
+        return Picture(self._copy((height, width)), origin)
+
+    def _copy(self, size: Size) -> NDArray[np.uint8]:
+        """Return what the child has drawn: it will draw the next picture over it."""
+        drawn = np.frombuffer(self._pixels, np.uint8, size[0] * size[1] * 3)
+        # Arrow keeps memory that is given back: what is new to a process is slow to fill.
+        pixels = np.frombuffer(pa.allocate_buffer(drawn.size), np.uint8)
+        pixels[:] = drawn
+        return pixels.reshape(*size, 3)
 
     def end(self, settings: DecodeSettings, error: Exception) -> BadImage:
         """Return what the death of the child, noticed by `error`, says of the file."""

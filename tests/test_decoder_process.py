@@ -157,10 +157,19 @@ def test_the_decoder_writes_no_file(decoder: Decoder) -> None:
         "b'[]'",
         'b\'{"size": [10000, 10000], "frames": 1, "exif_orientation": 1}\'',
         "b'{\"size\": [2, 2]}'",
+        'b\'{"size": [-1, 1], "height": 1, "width": 1, "frames": 1, "exif_orientation": 1}\'',
         'b\'{"size": [2, 2], "height": "x", "width": 1, "frames": 1, "exif_orientation": 1}\'',
         "b'x' * 10**6",
     ],
-    ids=["no json", "no object", "too many pixels", "keys are missing", "no number", "too long"],
+    ids=[
+        "no json",
+        "no object",
+        "too many pixels",
+        "keys are missing",
+        "less than no pixels",
+        "no number",
+        "too long",
+    ],
 )
 def test_a_decoder_that_was_taken_over_cannot_fool_its_parent(reply: str) -> None:
     script = (
