@@ -219,7 +219,7 @@ def _large_binaries(values: Sequence[bytes | memoryview | None]) -> pa.Array:
     data = pa.allocate_buffer(int(ends[-1]))
     memory = np.frombuffer(data, np.uint8)
     for value, start, end in zip(values, ends, ends[1:], strict=False):
-        if value is not None and end > start:
+        if value is not None:
             memory[start:end] = np.frombuffer(value, np.uint8)
     present = pa.array([value is not None for value in values], pa.bool_())
     buffers = [present.buffers()[1], pa.py_buffer(ends), data]

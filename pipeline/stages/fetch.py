@@ -124,7 +124,7 @@ class FetchDecode:
             "exif_orientation": picture.origin.exif_orientation,
             "frames": picture.origin.frames,
             "status": LABELLED,
-            "image": picture.pixels_HW3.reshape(-1).data,
+            "image": picture.pixels_HW3.data,
             "image_height": height,
             "image_width": width,
         }

@@ -10,6 +10,7 @@ last write; the seconds of the whole run stand beside it.
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ from PIL import Image
 
 from jobs import annotation_flows
 from jobs.annotate import annotate
+from jobs.annotation_run import AnnotateResult
 from pipeline.models.embedded import EMBEDDED_VOCABULARY
 from pipeline.synthetic import make_scene
 from schemas.annotate_config import AnnotateConfig
+from schemas.meter import FlowMeter
 from tests.bench.null_stages import NullClassify, NullPropose
+from tests.bench.scenes import write_copies
 
 SEED, SIDE = 5_700, 96
 
@@ -35,37 +39,21 @@ def main() -> None:
 
 def write_jpegs(folder: Path, count: int) -> None:
     """Write small JPEGs, a few pictures many times: what they show is of no interest."""
-    folder.mkdir()
     files = []
     for index in range(16):
         buffer = BytesIO()
         picture = Image.fromarray(make_scene(SEED, index).image_HW3).resize((SIDE, SIDE))
         picture.save(buffer, "jpeg")
         files.append(buffer.getvalue())
-    for index in range(count):
-        (folder / f"{index:06}.jpg").write_bytes(files[index % len(files)])
+    write_copies(folder, files, count)
 
 
 def figures(folder: Path) -> dict[str, Any]:
     """Run once with the null stages in the models' place."""
-
-    def classify(_embed: Any, label: Any, _keep: Any) -> NullClassify:
-        return NullClassify(label.fingerprints, label.run_id)
-
-    stand_ins = {"Propose": lambda *_settings: NullPropose(), "Classify": classify}
-    for name, stand_in in stand_ins.items():
-        setattr(annotation_flows, name, stand_in)
-    config = AnnotateConfig(
-        source=str(folder / "photos"),
-        vocabulary=EMBEDDED_VOCABULARY,
-        output=str(folder / "labels"),
-        propose_batch=64,
-        classify_batch=64,
-        short_edge=SIDE,
-    )
-    result = annotate(config)
-    assert result.meter is not None and result.counts.labelled == result.counts.inventory
-    (flow,) = result.meter.flows
+    result, flow = run(
+        folder, lambda *_settings: NullPropose(), NullClassify,
+        propose_batch=64, classify_batch=64, short_edge=SIDE,
+    )  # fmt: skip
     return {
         "images": flow.images,
         "engine_images_per_s": round(flow.images_per_s, 1),
@@ -76,6 +64,31 @@ def figures(folder: Path) -> dict[str, Any]:
         },
         "seconds": round(result.seconds, 1),
     }
+
+
+def run(
+    folder: Path, propose: Callable[..., Any], classify: type[NullClassify], **settings: Any
+) -> tuple[AnnotateResult, FlowMeter]:
+    """Label the folder's photos with these stages in the models' place; return what was measured.
+
+    `propose` is called with the settings of the stage that it stands for.
+    """
+
+    def make_classify(_embed: Any, label: Any, _keep: Any) -> NullClassify:
+        return classify(label.fingerprints, label.run_id)
+
+    for name, stand_in in (("Propose", propose), ("Classify", make_classify)):
+        setattr(annotation_flows, name, stand_in)
+    config = AnnotateConfig(
+        source=str(folder / "photos"),
+        vocabulary=EMBEDDED_VOCABULARY,
+        output=str(folder / "labels"),
+        **settings,
+    )
+    result = annotate(config)
+    assert result.meter is not None and result.counts.labelled == result.counts.inventory
+    (flow,) = result.meter.flows
+    return result, flow
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ from pipeline.stages.rows import image_of
 from schemas.annotate_config import AnnotateConfig
 from tests.bench import exact_path
 from tests.bench.exact_path import CLASSES, SEEN
+from tests.bench.scenes import write_copies
 from tests.classify import make_classify
 
 DIVISOR, VARIANTS_OF_MASKS = 32, 4
@@ -74,7 +75,8 @@ def main() -> None:
         save_models(folder)
         result = {"device": device_name(), "bare": Bare(folder, table).figures()}
         print(json.dumps(result), file=sys.stderr, flush=True)
-        copy_photos(folder / "photos", table, images)
+        files = [Path(uri).read_bytes() for uri in table["uri"].to_pylist()]
+        write_copies(folder / "photos", files, images)
         result["runs"] = {}
         for name, (settings, propose, classify) in RUNS.items():
             result["runs"][name] = run(folder, name, settings, propose, classify)
@@ -96,13 +98,6 @@ def save_models(folder: Path) -> None:
         f"  - name: class {n}\n    seen: {str(n < SEEN).lower()}" for n in range(CLASSES)
     )
     (folder / "classes.yaml").write_text(f"classes:\n{names}\n")
-
-
-def copy_photos(folder: Path, photos: pa.Table, images: int) -> None:
-    folder.mkdir()
-    files = [Path(uri).read_bytes() for uri in photos["uri"].to_pylist()]
-    for index in range(images):
-        (folder / f"{index:06}.jpg").write_bytes(files[index % len(files)])
 
 
 @dataclass

@@ -26,21 +26,16 @@ from unittest.mock import patch
 
 import pyarrow as pa
 
-from jobs import annotation_flows
-from jobs.annotate import annotate
 from pipeline import decoder_process
-from pipeline.decode import DecodeSettings
 from pipeline.decoder_process import Decoder
-from pipeline.models.embedded import EMBEDDED_VOCABULARY
 from pipeline.stages.rows import rows_of
-from schemas.annotate_config import AnnotateConfig
 from schemas.annotation import PROPOSED, table_from_rows
-from tests.bench import exact_path
-from tests.bench.null_stages import DIVISOR, CopyingClassify, RandomPropose
-from tests.bench.scenes import photo_files
+from tests.bench import engine, exact_path
+from tests.bench.decoder import EXACT
+from tests.bench.mask_stages import DIVISOR, CopyingClassify, RandomPropose
+from tests.bench.scenes import write_copies
 
 BATCH, CLASSIFY_BATCH, PHOTOS = 32, 16, 24
-DECODING = DecodeSettings(640, 2560, 10**8, 1000, 60.0, 2048, False)
 
 Ways = dict[str, Callable[[], Any]]
 
@@ -48,9 +43,9 @@ Ways = dict[str, Callable[[], Any]]
 def main() -> None:
     counts = [int(argument) for argument in sys.argv[1:]]
     images, rounds = counts + [800, 5][len(counts) :]
-    files = photo_files(needed=True)
-    photos = [path.read_bytes() for path in files[:: len(files) // PHOTOS][:PHOTOS]]
-    figures = {"hand_over": compared(hand_over(), BATCH, rounds)}
+    decoded = exact_path.photos(PHOTOS)
+    photos = [Path(uri).read_bytes() for uri in decoded["uri"].to_pylist()]
+    figures = {"hand_over": compared(hand_over(decoded), BATCH, rounds)}
     figures["decode"] = compared(decode(photos), len(photos), rounds)
     figures["run"] = run(photos, images)
     print(json.dumps({"host": figures}))
@@ -70,8 +65,7 @@ def compared(ways: Ways, items: int, rounds: int) -> dict[str, float]:
     return {**found, "ratio": round(median(ratios), 2)}
 
 
-def hand_over() -> Ways:
-    photos = exact_path.photos(PHOTOS)
+def hand_over(photos: pa.Table) -> Ways:
     batch = pa.concat_tables([photos, photos]).slice(0, BATCH).combine_chunks()
     proposed = RandomPropose("maskformer", None, DIVISOR, "float16")(batch)
     rows = rows_of(proposed)
@@ -88,7 +82,7 @@ def decode(photos: list[bytes]) -> Ways:
         for photo in photos:
             decoder(photo)
 
-    kept, plain = Decoder(DECODING), Decoder(DECODING)
+    kept, plain = Decoder(EXACT), Decoder(EXACT)
     kept(photos[0])
     with patch.object(decoder_process, "_KEPT_MEMORY", {}):
         plain(photos[0])
@@ -96,23 +90,12 @@ def decode(photos: list[bytes]) -> Ways:
 
 
 def run(photos: list[bytes], images: int) -> dict[str, Any]:
-    annotation_flows.Propose = RandomPropose  # type: ignore[misc]
-    annotation_flows.Classify = lambda _embed, label, _keep: CopyingClassify(  # type: ignore
-        label.fingerprints, label.run_id
-    )
     with tempfile.TemporaryDirectory(prefix="host-") as name:
-        folder = Path(name)
-        (folder / "photos").mkdir()
-        for index in range(images):
-            (folder / "photos" / f"{index:06}.jpg").write_bytes(photos[index % len(photos)])
-        config = AnnotateConfig(
-            source=str(folder / "photos"), vocabulary=EMBEDDED_VOCABULARY,
-            output=str(folder / "labels"), propose_actors=1, classify_actors=1,
-            propose_batch=BATCH, classify_batch=CLASSIFY_BATCH, short_edge=640,
+        write_copies(Path(name) / "photos", photos, images)
+        _, flow = engine.run(
+            Path(name), RandomPropose, CopyingClassify, propose_actors=1, classify_actors=1,
+            propose_batch=BATCH, classify_batch=CLASSIFY_BATCH, short_edge=EXACT.short_edge,
         )  # fmt: skip
-        result = annotate(config)
-    assert result.meter is not None and result.counts.labelled == images
-    (flow,) = result.meter.flows
     return {
         "images": images, "cores": os.cpu_count(), "images_per_s": round(flow.images_per_s, 1),
         "cpu_ms": {stage.name: round(1000 * stage.cpu_service_s, 2) for stage in flow.stages},

@@ -34,7 +34,7 @@ from pipeline.models.embedded import EMBEDDED_VOCABULARY
 from schemas.annotate_config import AnnotateConfig
 from schemas.annotation import ANNOTATED, QUARANTINED
 from schemas.vocabulary import read_vocabulary
-from tests.bench.scenes import photo_files
+from tests.bench.scenes import photo_files, write_copies
 
 SHORT_EDGE = 320
 BATCH = 8
@@ -44,7 +44,9 @@ def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 64
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
         folder = Path(directory)
-        copy_photos(folder / "photos", count)
+        files = photo_files(needed=True)
+        chosen = [files[index * 7 % len(files)].read_bytes() for index in range(count)]
+        write_copies(folder / "photos", chosen, count)
         torch.manual_seed(0)
         save_file(open_clip.create_model("ViT-B-32").state_dict(), folder / "clip.safetensors")
         settings = {
@@ -68,13 +70,6 @@ def main() -> None:
         "utilisation": flow["utilisation"],
     }  # fmt: skip
     print(json.dumps({"pipeline": figures}))
-
-
-def copy_photos(folder: Path, count: int) -> None:
-    files = photo_files(needed=True)
-    folder.mkdir()
-    for index in range(count):
-        (folder / f"{index:04}.jpg").write_bytes(files[index * 7 % len(files)].read_bytes())
 
 
 def bare(config: AnnotateConfig, output: Path) -> float:

@@ -35,6 +35,13 @@ def photo_files(*, needed: bool = False) -> list[Path]:
     return files
 
 
+def write_copies(folder: Path, files: Sequence[bytes], count: int) -> None:
+    """Write so many JPEGs into a new folder, the files again and again."""
+    folder.mkdir()
+    for index in range(count):
+        (folder / f"{index:06}.jpg").write_bytes(files[index % len(files)])
+
+
 def decoded(seed: int, count: int) -> pa.Table:
     """Return the DECODED rows of scenes, as the fetch stage would make them."""
     card = find_proposer("maskformer").describe(None)
