@@ -20,15 +20,15 @@ from pipeline.stages.intake import FetchImages, Recall, ReuseProposals
 from pipeline.stages.label import Label
 from pipeline.stages.propose import Propose
 from pipeline.text_vectors import Texts, write_texts
-from pipeline.work_units import Units, Work, rows_at_once
+from pipeline.work_units import Units, Work
 from schemas.manifest import Encoding
 from schemas.vocabulary import Vocabulary
 
 # A part is what a run that is cut short loses at most, of each write at work: half a per cent of a
 # small run, less of a large one, but a corpus should not become millions of them before they are
-# merged. See `rows_at_once`.
-_PARTS: tuple[int, int] = (200, 5_000)
-_ROWS_PER_PART: tuple[int, int, int] = (16, 256, 4096)
+# merged.
+_FEW_PARTS, _MANY_PARTS = 200, 5_000
+_LEAST_ROWS, _USUAL_ROWS, _MOST_ROWS = 16, 256, 4_096
 # An image's embeddings are megabytes, or tens of kilobytes.
 _ROWS_PER_PART_OF_EMBEDDINGS: Mapping[Encoding, int] = {"exact": 64, "compact": 1024}
 
@@ -127,10 +127,15 @@ def _placements(stages: Stages, pools: Pools, is_probe: bool = False) -> list[ru
 
 def part_rows(images: int, rows_per_file: int, keep_embeddings: Encoding | None) -> int:
     """Return how many images are written, and so are safe, at a time."""
+    rows = max(
+        _LEAST_ROWS,
+        min(_USUAL_ROWS, images // _FEW_PARTS),
+        min(_MOST_ROWS, images // _MANY_PARTS),
+    )
     most = rows_per_file
     if keep_embeddings:
         most = min(most, _ROWS_PER_PART_OF_EMBEDDINGS[keep_embeddings])
-    return min(most, rows_at_once(images, _ROWS_PER_PART, _PARTS))
+    return min(most, rows)
 
 
 def run_texts(plan: AnnotationPlan, device: Device) -> Texts:

@@ -1,8 +1,8 @@
 """The process that decodes: what it may use, and its conversation with the process that started it.
 
-It is given bytes and answers in JSON; the pixels it leaves in memory that both share. A decoder
-that a hostile file has taken over can give wrong pixels, but sends no pickle, and finds no
-credentials. It imports nothing but Pillow and numpy.
+It is given the bytes of files and answers in JSON; the pixels it leaves in memory that both share,
+those of one file behind those of the other. A decoder that a hostile file has taken over can give
+wrong pixels, but sends no pickle, and finds no credentials. It imports only Pillow and numpy.
 """
 
 import json
@@ -13,6 +13,7 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -26,16 +27,19 @@ from pipeline.decode import BadImage, DecodeSettings, decode_resized
 
 OUT_OF_MEMORY: Final = 112  # exit code
 _LENGTH: Final = struct.Struct("!Q")
+_JOINED_BYTES: Final = 2**20  # up to here a copy costs less than to wake the reader once more
 
 
 class TooLongError(Exception):
     """A message is longer than its reader accepts."""
 
 
-def send(channel: socket.socket, message: bytes | bytearray) -> None:
+def send(channel: socket.socket, *parts: bytes) -> None:
     """Send one message; raises OSError where the other side has gone."""
-    channel.sendall(_LENGTH.pack(len(message)))
-    channel.sendall(message)
+    size = sum(map(len, parts))
+    pieces = (_LENGTH.pack(size), *parts)
+    for piece in pieces if size > _JOINED_BYTES else (b"".join(pieces),):
+        channel.sendall(piece)
 
 
 def receive(channel: socket.socket, longest: int) -> bytearray:
@@ -57,6 +61,20 @@ def _receive(channel: socket.socket, length: int) -> bytearray:
     return message
 
 
+def send_files(channel: socket.socket, files: Sequence[bytes]) -> None:
+    """Send files as one message."""
+    send(channel, struct.pack(f"!{1 + len(files)}Q", len(files), *map(len, files)), *files)
+
+
+def _receive_files(channel: socket.socket) -> Iterator[bytes]:
+    message = memoryview(receive(channel, sys.maxsize))
+    (count,) = _LENGTH.unpack_from(message)
+    start = _LENGTH.size * (1 + count)
+    for length in struct.unpack_from(f"!{count}Q", message, _LENGTH.size):
+        yield bytes(message[start : start + length])
+        start += length
+
+
 def main(descriptor: int, shared: int, settings: DecodeSettings) -> None:
     """Decode what comes through the socket until it closes; the pixels go to the shared memory."""
     channel = socket.socket(fileno=descriptor)
@@ -71,25 +89,32 @@ def main(descriptor: int, shared: int, settings: DecodeSettings) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:
         while True:
-            data = receive(channel, sys.maxsize)
-            # The kernel ends this process when the time is over, whatever a decoder is doing.
-            signal.setitimer(signal.ITIMER_PROF, settings.max_seconds)
-            answer = _decode(data, settings, canvas)
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            send(channel, json.dumps(answer).encode())
+            drawn, answers = 0, []
+            for file in _receive_files(channel):
+                # The kernel ends this process when the time is over, whatever a decoder is doing.
+                signal.setitimer(signal.ITIMER_PROF, settings.max_seconds)
+                size, answer = _decode(file, settings, canvas[drawn:])
+                signal.setitimer(signal.ITIMER_PROF, 0)
+                drawn += size
+                answers.append(answer)
+            send(channel, json.dumps(answers).encode())
     except (EOFError, ConnectionError):  # nobody is left to decode for
         return
     except MemoryError:
         sys.exit(OUT_OF_MEMORY)
 
 
-def _decode(data: bytearray, settings: DecodeSettings, canvas: NDArray[np.uint8]) -> dict[str, Any]:
+def _decode(
+    file: bytes, settings: DecodeSettings, canvas: NDArray[np.uint8]
+) -> tuple[int, dict[str, Any]]:
+    """Draw the picture; return how many bytes of the canvas it takes, and the answer."""
     try:
-        picture = decode_resized(data, settings)
+        picture = decode_resized(file, settings)
     except BadImage as bad:
-        return {"code": bad.code, "message": str(bad)}
-    canvas[: picture.pixels_HW3.size] = picture.pixels_HW3.ravel()
-    return {"size": picture.pixels_HW3.shape[:2], **asdict(picture.origin)}
+        return 0, {"code": bad.code, "message": str(bad)}
+    pixels = picture.pixels_HW3
+    canvas[: pixels.size] = pixels.ravel()
+    return pixels.size, {"size": pixels.shape[:2], **asdict(picture.origin)}
 
 
 def _limit(max_mb: int) -> None:

@@ -10,17 +10,17 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cache
+from itertools import accumulate
 from typing import IO, Any, Final
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipeline.decode import BadImage, DecodeSettings, Origin, Picture
-from pipeline.decoder_child import OUT_OF_MEMORY, TooLongError, receive, send
+from pipeline.decoder_child import OUT_OF_MEMORY, receive, send_files
 from pipeline.resize import Size
 from schemas.errors import SegmillError
 
@@ -28,7 +28,12 @@ _ATTEMPTS: Final = 2  # each in a fresh process, so that what another file left 
 _START_TIMEOUT_S: Final = 120.0
 # Limits are processor time; a decoder that waits for ever uses none. A busy machine is no reason.
 _WAIT_FACTOR: Final = 20
-_LONGEST_ANSWER: Final = 2**16
+_LONGEST_ANSWER: Final = 2**16  # of one file
+# Small files go to the child together, and small pictures come back so: to decode one of 100 x 100
+# pixels takes no longer than to wake a process and be woken by it.
+_MOST_AT_ONCE: Final = 8
+_FILES_BYTES: Final = 2**20
+_CANVAS_BYTES: Final = 4 * 2**20  # or one picture of the largest size
 # All that the child sees of our environment: no credentials, nothing that changes how it decodes.
 _ENVIRONMENT: Final = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
 # By itself glibc gives back what a picture took and asks for it again for the next one: to fill
@@ -49,7 +54,7 @@ def decoder_of_this_process(settings: DecodeSettings) -> "Decoder":
 
 
 class Decoder:
-    """Decodes files one after the other in a child process, started when needed and replaced.
+    """Decodes files in a child process, started when needed and replaced.
 
     A file during which the child dies (a crash, the limits on memory and time) is tried once more
     in a fresh child and then given up.
@@ -60,6 +65,7 @@ class Decoder:
         self._command = command
         self._child: _Child | None = None
         self._lock = threading.Lock()
+        self._files_at_once = max(1, min(_MOST_AT_ONCE, _CANVAS_BYTES // _largest(settings)))
         self.deaths = 0  # of children, while they decoded
 
     def __call__(self, data: bytes) -> Picture:
@@ -68,21 +74,69 @@ class Decoder:
         Raises SegmillError where no child can be started.
         """
         with self._lock:
-            for _ in range(_ATTEMPTS):
-                self._child = self._child or _Child(self._settings, self._command)
-                try:
-                    return self._child.decode(data)
-                except BadImage as bad:
-                    if bad.code != "out_of_memory":
-                        raise
-                    # Perhaps other files left too little of it: a fresh child has all of it.
-                    verdict = bad
-                except (OSError, EOFError, ValueError, KeyError, TypeError, TooLongError) as error:
-                    self.deaths += 1
-                    verdict = self._child.end(self._settings, error)
-                    logger.warning("a decoder process died: %s (%s)", verdict.code, verdict)
-                self.close()
-            raise verdict
+            return self._alone(data)
+
+    def each(self, files: Sequence[bytes]) -> Iterator[Picture | BadImage]:
+        """Yield what a call returns or raises for each file; small ones go to the child together.
+
+        Raises SegmillError where no child can be started.
+        """
+        start = 0
+        while start < len(files):
+            group = self._group(files, start)
+            with self._lock:
+                found = self._together(group)
+            yield from found
+            start += len(group)
+
+    def _group(self, files: Sequence[bytes], start: int) -> Sequence[bytes]:
+        """Return the files from `start` on that are not too large to travel together."""
+        sizes = accumulate(len(file) for file in files[start : start + self._files_at_once])
+        fitting = sum(size <= _FILES_BYTES for size in sizes)
+        return files[start : start + max(1, fitting)]
+
+    def _together(self, files: Sequence[bytes]) -> list[Picture | BadImage]:
+        found: list[Picture | BadImage | None] = [None] * len(files)
+        if len(files) > 1:
+            self._child = self._child or _Child(self._settings, self._command)
+            try:
+                found = [*self._child.decode(files)]
+            except Exception as error:  # which file it was is found by each alone
+                self._give_up(self._child, error)
+        return [
+            self._verdict(file) if one is None or _is_out_of_memory(one) else one
+            for file, one in zip(files, found, strict=True)
+        ]
+
+    def _verdict(self, data: bytes) -> Picture | BadImage:
+        try:
+            return self._alone(data)
+        except BadImage as bad:
+            return bad
+
+    def _alone(self, data: bytes) -> Picture:
+        for _ in range(_ATTEMPTS):
+            self._child = self._child or _Child(self._settings, self._command)
+            try:
+                (found,) = self._child.decode([data])
+            except Exception as error:
+                verdict = self._give_up(self._child, error)
+                continue
+            if isinstance(found, Picture):
+                return found
+            verdict = found
+            if not _is_out_of_memory(found):
+                break
+            self.close()  # perhaps other files left too little of it: a fresh child has all
+        raise verdict
+
+    def _give_up(self, child: "_Child", error: Exception) -> BadImage:
+        """Return what the death of the child, or nonsense from it, says of its file."""
+        self.deaths += 1
+        verdict = child.end(self._settings, error)
+        logger.warning("a decoder process died: %s (%s)", verdict.code, verdict)
+        self.close()
+        return verdict
 
     def close(self) -> None:
         """End the child; the next call starts another."""
@@ -96,7 +150,7 @@ class _Child:
         ours, theirs = socket.socketpair()
         shared = os.memfd_create("pixels")
         try:
-            size = settings.short_edge * settings.long_edge * 3
+            size = max(_CANVAS_BYTES, _largest(settings))
             os.ftruncate(shared, size)
             self._pixels = mmap.mmap(shared, size)
             self._channel = ours
@@ -123,27 +177,27 @@ class _Child:
         finally:
             errors.close()
 
-    def decode(self, data: bytes) -> Picture:
-        """Ask the child; any exception but BadImage means that it died or makes no sense."""
-        send(self._channel, data)
-        answer: dict[str, Any] = json.loads(receive(self._channel, _LONGEST_ANSWER))
-        if "code" in answer:
-            raise BadImage(str(answer["code"]), str(answer["message"]))
-        height, width = map(int, answer.pop("size"))
-        if min(height, width) < 1 or height * width * 3 > len(self._pixels):
-            raise ValueError(f"a picture of {height} x {width} pixels")
-        frames = None if answer["frames"] is None else int(answer["frames"])
-        orientation = int(answer["exif_orientation"])
-        origin = Origin(int(answer["height"]), int(answer["width"]), orientation, frames)
-        return Picture(self._copy((height, width)), origin)
-
-    def _copy(self, size: Size) -> NDArray[np.uint8]:
-        """Return what the child has drawn: it will draw the next picture over it."""
-        drawn = np.frombuffer(self._pixels, np.uint8, size[0] * size[1] * 3)
-        # Arrow keeps memory that is given back: what is new to a process is slow to fill.
-        pixels = np.frombuffer(pa.allocate_buffer(drawn.size), np.uint8)
-        pixels[:] = drawn
-        return pixels.reshape(*size, 3)
+    def decode(self, files: Sequence[bytes]) -> list[Picture | BadImage]:
+        """Ask the child; any exception means that it died or makes no sense."""
+        send_files(self._channel, files)
+        answers = json.loads(receive(self._channel, _LONGEST_ANSWER * len(files)))
+        if not isinstance(answers, list) or len(answers) != len(files):
+            raise ValueError(f"{len(files)} answers were expected")
+        sizes = [_size(answer) for answer in answers]
+        lengths = [height * width * 3 for height, width in sizes]
+        if sum(lengths) > len(self._pixels):
+            raise ValueError("more pixels than there is memory for")
+        # A copy, for the child will draw the next pictures over them. Arrow keeps memory that is
+        # given back: what is new to a process is slow to fill.
+        pixels = np.frombuffer(pa.allocate_buffer(sum(lengths)), np.uint8)
+        pixels[:] = np.frombuffer(self._pixels, np.uint8, sum(lengths))
+        ends = accumulate(lengths)
+        return [
+            BadImage(str(answer["code"]), str(answer["message"]))
+            if "code" in answer
+            else Picture(pixels[end - length : end].reshape(*size, 3), _origin(answer))
+            for answer, size, length, end in zip(answers, sizes, lengths, ends, strict=True)
+        ]
 
     def end(self, settings: DecodeSettings, error: Exception) -> BadImage:
         """Return what the death of the child, noticed by `error`, says of the file."""
@@ -159,6 +213,31 @@ class _Child:
             return BadImage("decoder_crashed", f"the decoder sent nonsense: {error}")
         cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return BadImage("decoder_crashed", f"the decoder died of {cause}")
+
+
+def _largest(settings: DecodeSettings) -> int:
+    """Return the most bytes that the pixels of a file may have."""
+    return settings.short_edge * settings.long_edge * 3
+
+
+def _is_out_of_memory(found: Picture | BadImage) -> bool:
+    return isinstance(found, BadImage) and found.code == "out_of_memory"
+
+
+def _size(answer: dict[str, Any]) -> Size:
+    """Return the size of the picture that was drawn; nothing where there is none."""
+    if "code" in answer:
+        return 0, 0
+    height, width = map(int, answer["size"])
+    if min(height, width) < 1:
+        raise ValueError(f"a picture of {height} x {width} pixels")
+    return height, width
+
+
+def _origin(answer: dict[str, Any]) -> Origin:
+    frames = None if answer["frames"] is None else int(answer["frames"])
+    orientation = int(answer["exif_orientation"])
+    return Origin(int(answer["height"]), int(answer["width"]), orientation, frames)
 
 
 def _start(

@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 from pipeline.files import write_bytes
 from pipeline.parts import RUNS
 
-# A unit is what one task reads and decodes. A task costs Ray as much as decoding some small images,
-# so that units are no smaller than a run needs to keep many cores busy to its end.
-_ROWS_PER_UNIT: Final = (8, 256, 1024)  # of small runs, usually, of runs of more than most units
-_UNITS: Final = (200, 20_000)
+# A unit is what one task reads and decodes. Between two tasks Ray leaves a core without work for a
+# tenth of a second and more, so that a small run has a few units for every core, no more; what a
+# machine that goes away has begun is decoded again.
+_UNITS: Final = 40
+_LEAST_ROWS: Final = 8
+_MOST_ROWS: Final = 1024
 ROWS_PER_TODO_FILE: Final = 65_536
 UNITS: Final = pa.schema(
     [
@@ -27,20 +29,9 @@ UNITS: Final = pa.schema(
 )
 
 
-def rows_at_once(images: int, rows: tuple[int, int, int], pieces: tuple[int, int]) -> int:
-    """Return how many images of a run belong together, in a unit or in a part.
-
-    `rows`: at least, at least where there are enough images for `pieces[0]` of that size, at most;
-    between the latter the number of pieces is held at `pieces[1]`.
-    """
-    least, usual, most = rows
-    few, many = pieces
-    return max(least, min(usual, images // few), min(most, images // many))
-
-
 def unit_rows(images: int) -> int:
     """Return how many images of a run make a unit of work."""
-    return rows_at_once(images, _ROWS_PER_UNIT, _UNITS)
+    return max(_LEAST_ROWS, min(_MOST_ROWS, images // _UNITS))
 
 
 @dataclass(frozen=True)

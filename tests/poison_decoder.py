@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -20,6 +21,7 @@ from pipeline.decoder_child import main
 
 _MAGIC = b"POISON "
 _loaded = 0
+_hoarded: list[object] = []
 
 
 class PoisonFile(ImageFile.ImageFile):
@@ -55,6 +57,14 @@ def _eat() -> None:
         kept.append(np.ones(2**20))
 
 
+def _hoard() -> None:
+    """Leave little memory to the files that come after: 8 MB, room for a small one."""
+    with suppress(MemoryError):
+        while True:
+            _hoarded.append(np.ones(2**20))
+    _hoarded.pop()
+
+
 def _crash_when_worn() -> None:
     if _loaded > 1:
         os.abort()
@@ -78,6 +88,7 @@ _DEEDS = {
     "wait": lambda: time.sleep(3600),
     "kill": _kill_itself,
     "eat": _eat,
+    "hoard": _hoard,
     "when worn": _crash_when_worn,
     "environment": _tell_environment,
     "write": _write_a_file,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.decode import BadImage, DecodeSettings, decode_resized
+from pipeline.decode import BadImage, DecodeSettings, Picture, decode_resized
 from pipeline.decoder_process import Decoder
 from pipeline.stages.fetch import FetchDecode
 from pipeline.stages.rows import Row
@@ -113,6 +113,64 @@ def test_what_an_earlier_file_left_behind_costs_no_later_one(decoder: Decoder) -
     assert decoder.deaths == 1
 
 
+def test_files_that_are_decoded_together_give_what_each_gives_alone() -> None:
+    rng = np.random.default_rng(1)
+    # Enough for several groups, one of them of a single file that is too large for company.
+    files = [png(*size) for size in rng.integers(1, 90, (27, 2)).tolist()]
+    files[5:5] = [b"no image", b""]
+    files.insert(9, png(700, 700))
+    assert len(files[9]) > 2**20
+    together, alone = Decoder(SETTINGS), Decoder(SETTINGS)
+    found = [*together.each(files)]
+    assert len(found) == len(files)
+    for file, one in zip(files, found, strict=True):
+        try:
+            expected = alone(file)
+        except BadImage as bad:
+            assert isinstance(one, BadImage)
+            assert (one.code, str(one)) == (bad.code, str(bad))
+        else:
+            assert isinstance(one, Picture)
+            np.testing.assert_array_equal(one.pixels_HW3, expected.pixels_HW3)
+            assert one.origin == expected.origin
+    assert together.deaths == 0
+    together.close()
+    alone.close()
+
+
+def test_pictures_too_large_for_the_memory_of_several_come_one_at_a_time() -> None:
+    decoder = Decoder(replace(SETTINGS, short_edge=1000, long_edge=1000))
+    found = [*decoder.each([png(40, 40), png(30, 30)])]
+    sizes = [one.pixels_HW3.shape for one in found if isinstance(one, Picture)]
+    assert sizes == [(1000, 1000, 3)] * 2  # 3 MB each, of 4
+    decoder.close()
+
+
+@pytest.mark.parametrize(
+    "deed, code",
+    [("segfault", "decoder_crashed"), ("spin", "too_slow"), ("kill", "out_of_memory")],
+)
+def test_a_file_that_kills_its_decoder_costs_no_file_that_travels_with_it(
+    decoder: Decoder, deed: str, code: str
+) -> None:
+    good = [png(5, 7), png(7, 5), png(9, 9)]
+    first, bad, *rest = decoder.each([good[0], poison(deed), *good[1:]])
+    assert isinstance(bad, BadImage) and bad.code == code
+    for file, one in zip(good, [first, *rest], strict=True):
+        assert isinstance(one, Picture)
+        expected = decode_resized(file, SETTINGS)
+        np.testing.assert_array_equal(one.pixels_HW3, expected.pixels_HW3)
+    assert decoder.deaths == 3  # once in company, twice alone
+
+
+def test_memory_that_others_took_is_no_files_fault() -> None:
+    decoder = Decoder(SETTINGS, POISON)
+    found = [*decoder.each([poison("hoard"), flat_png(3000), png(5, 7)])]
+    assert [isinstance(one, Picture) for one in found] == [True] * 3
+    assert decoder.deaths == 0
+    decoder.close()
+
+
 def test_the_memory_of_a_picture_is_used_for_the_next_one() -> None:
     decoder = Decoder(replace(SETTINGS, short_edge=640, long_edge=1280))
     photo = png(600, 800)  # its pixels, resized, and what lies between take 1,500 pages and more
@@ -153,21 +211,31 @@ def test_the_decoder_writes_no_file(decoder: Decoder) -> None:
 @pytest.mark.parametrize(
     "reply",
     [
-        "b'no json'",
-        "b'[]'",
-        'b\'{"size": [10000, 10000], "frames": 1, "exif_orientation": 1}\'',
-        "b'{\"size\": [2, 2]}'",
-        'b\'{"size": [-1, 1], "height": 1, "width": 1, "frames": 1, "exif_orientation": 1}\'',
-        'b\'{"size": [2, 2], "height": "x", "width": 1, "frames": 1, "exif_orientation": 1}\'',
+        'b"no json"',
+        'b"{}"',
+        'b"[]"',
+        'b"[[]]"',
+        'b"[1]"',
+        "b'[' * 60_000",
+        'b\'[{"size": [10000, 10000], "frames": 1, "exif_orientation": 1}]\'',
+        "b'[{\"size\": [2, 2]}]'",
+        'b\'[{"size": [-1, 1], "height": 1, "width": 1, "frames": 1, "exif_orientation": 1}]\'',
+        'b\'[{"size": [2, 2], "height": "x", "width": 1, "frames": 1, "exif_orientation": 1}]\'',
+        "b'[{\"size\": [Infinity, 2]}]'",
         "b'x' * 10**6",
     ],
     ids=[
         "no json",
+        "no list",
+        "no answer",
         "no object",
+        "a number",
+        "too deep",
         "too many pixels",
         "keys are missing",
         "less than no pixels",
         "no number",
+        "infinite",
         "too long",
     ],
 )

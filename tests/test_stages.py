@@ -5,6 +5,7 @@ import shutil
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
@@ -12,6 +13,7 @@ from fsspec.registry import _registry
 from PIL import Image
 
 import pipeline.fetching
+import pipeline.stages.fetch
 from pipeline.fusion import fuse, query_probs, region_probs
 from pipeline.masks import mask_probs, pack_logits
 from pipeline.models.clip import Clip, ClipSource
@@ -163,6 +165,26 @@ def test_an_oriented_photo_is_decoded_upright(tmp_path):
     row = by_name(FETCH(take_inventory(str(tmp_path), ("jpg",)).images))["a.jpg"]
     assert (row["exif_orientation"], row["height"], row["width"]) == (6, 80, 40)
     assert (row["image_height"], row["image_width"]) == (96, 48)
+
+
+@pytest.mark.parametrize(
+    "pixels, short_edge, rows",
+    [(24, 24, [256, 44]), (24, 700, [8] * 37 + [4]), (24, 512, [16] * 18 + [12])],
+    ids=["small", "large", "between"],
+)
+def test_tables_are_as_large_as_pixels_allow_and_leave_batches_no_rest(
+    tmp_path, monkeypatch, pixels, short_edge, rows
+):
+    # As if these were photos: what counts is bytes of pixels after resizing.
+    scale = (short_edge / pixels) ** 2
+    monkeypatch.setattr(pipeline.stages.fetch, "_TABLE_BYTES", 16 * 2**20 / scale)
+    file = tmp_path / "a.png"
+    file.write_bytes(png(pixels, pixels))
+    images = inventory(*[f"file://{file}"] * 300)
+    stage = FetchDecode(pixels, 2 * pixels, SourceSettings())
+    tables = list(stage.each(images))
+    assert [len(table) for table in tables] == rows
+    assert pa.concat_tables(tables) == stage(images)
 
 
 def test_an_empty_batch_passes_every_stage(classify):

@@ -2,13 +2,13 @@
 
 import hashlib
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
 import pyarrow as pa
 
-from pipeline.decode import BadImage, DecodeSettings
+from pipeline.decode import BadImage, DecodeSettings, Picture
 from pipeline.decoder_process import decoder_of_this_process
 from pipeline.fetching import FetchSettings, Request, fetch, fetch_ahead, in_groups, is_transient
 from pipeline.meter import timed
@@ -23,6 +23,10 @@ FETCH: Final = "fetch"  # the step; the rest of the stage is decoding
 
 # So many images of whole groups, one after the other, and it is the store that fails.
 _FAILED_IN_A_ROW: Final = 8
+
+# Images decoded into one table: as many as keep its pixels small, and what a table costs, too.
+_TABLE_BYTES: Final = 16 * 2**20
+_LEAST_ROWS, _MOST_ROWS = 8, 256
 
 # What reads groups of images, in their order.
 _Read = Callable[[Sequence[Sequence[Request]]], Iterator[list[bytes | Exception]]]
@@ -57,23 +61,32 @@ class FetchDecode:
 
         Raises StoreUnavailableError where a store gives none of several images.
         """
-        (decoded,) = self._decoded([images], lambda groups: map(self._fetch, groups))
-        return decoded
+        rows = self._rows(images, lambda groups: map(self._fetch, groups))
+        return table_from_rows([row for few in rows for row in few], DECODED)
 
-    def each(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """Yield what a call returns for each table; images are read while others are decoded."""
-        yield from self._decoded(tables, lambda groups: fetch_ahead(groups, self._fetch_settings))
+    def each(self, images: pa.Table) -> Iterator[pa.Table]:
+        """Yield what a call returns, in tables; images are read while others are decoded."""
+        rows: list[Row] = []
+        for few in self._rows(images, lambda groups: fetch_ahead(groups, self._fetch_settings)):
+            rows += few
+            if _is_table(rows):
+                yield table_from_rows(rows, DECODED)
+                rows = []
+        if rows:
+            yield table_from_rows(rows, DECODED)
 
-    def _decoded(self, tables: Iterable[pa.Table], read: _Read) -> Iterator[pa.Table]:
-        batches = [[self._checked(row) for row in table.to_pylist()] for table in tables]
-        requests = [request for batch in batches for _, request in batch if request is not None]
-        contents = _contents(requests, read)
-        for batch in batches:
-            decoded = [
-                row if request is None else self._decode(row, next(contents))
-                for row, request in batch
-            ]
-            yield table_from_rows(decoded, DECODED)
+    def _rows(self, images: pa.Table, read: _Read) -> Iterator[list[Row]]:
+        """Yield decoded rows, a few at a time: the files of many may not fit into memory."""
+        listed = [self._checked(row) for row in images.to_pylist()]
+        contents = _contents([request for _, request in listed if request is not None], read)
+        for start in range(0, len(listed), _LEAST_ROWS):
+            few = listed[start : start + _LEAST_ROWS]
+            yield self._decoded(
+                [
+                    (row, None) if request is None else self._received(row, next(contents))
+                    for row, request in few
+                ]
+            )
 
     def _checked(self, row: Row) -> tuple[Row, Request | None]:
         """Return the row without what only asks for the image, and that; None: refused unread."""
@@ -105,29 +118,42 @@ class FetchDecode:
         message = f"{size_bytes} bytes are over the limit of {self.source.max_image_bytes}"
         return quarantine(row, "fetch", "too_many_bytes", message)
 
-    def _decode(self, row: Row, data: bytes | Exception) -> Row:
+    def _received(self, row: Row, data: bytes | Exception) -> tuple[Row, bytes | None]:
+        """Return the row and the file that it is decoded from; None: quarantined."""
         if isinstance(data, Exception):
-            return quarantine(row, "fetch", _fetch_code(data), describe(data))
+            return quarantine(row, "fetch", _fetch_code(data), describe(data)), None
         if len(data) > self.source.max_image_bytes:
-            return self._too_many_bytes(row, len(data))
-        row["bytes_sha256"] = hashlib.sha256(data).hexdigest()
-        try:
-            with timed(self.name, in_child=True):
-                picture = decoder_of_this_process(self._decode_settings)(data)
-        except BadImage as error:
-            return quarantine(row, "decode", error.code, str(error))
-        height, width, _ = picture.pixels_HW3.shape
-        return {
-            **row,
-            "height": picture.origin.height,
-            "width": picture.origin.width,
-            "exif_orientation": picture.origin.exif_orientation,
-            "frames": picture.origin.frames,
-            "status": LABELLED,
-            "image": picture.pixels_HW3.data,
-            "image_height": height,
-            "image_width": width,
-        }
+            return self._too_many_bytes(row, len(data)), None
+        return {**row, "bytes_sha256": hashlib.sha256(data).hexdigest()}, data
+
+    def _decoded(self, received: Sequence[tuple[Row, bytes | None]]) -> list[Row]:
+        with timed(self.name, in_child=True):
+            decode = decoder_of_this_process(self._decode_settings).each
+            found = [*decode([file for _, file in received if file is not None])]
+        pictures = iter(found)
+        return [row if file is None else _drawn(row, next(pictures)) for row, file in received]
+
+
+def _drawn(row: Row, found: Picture | BadImage) -> Row:
+    if isinstance(found, BadImage):
+        return quarantine(row, "decode", found.code, str(found))
+    height, width, _ = found.pixels_HW3.shape
+    return {
+        **row,
+        **vars(found.origin),
+        "status": LABELLED,
+        "image": found.pixels_HW3.data,
+        "image_height": height,
+        "image_width": width,
+    }
+
+
+def _is_table(rows: Sequence[Row]) -> bool:
+    """Say whether rows make a table: of 8, 16, 32, ..., so that batches leave no rest."""
+    if (len(rows) // _LEAST_ROWS).bit_count() != 1:
+        return False
+    size = sum(row["image"].nbytes for row in rows if row.get("image") is not None)
+    return len(rows) >= _MOST_ROWS or 2 * size > _TABLE_BYTES
 
 
 def _contents(requests: Sequence[Request], read: _Read) -> Iterator[bytes | Exception]:

@@ -25,9 +25,6 @@ from schemas.annotation import (
     table_from_rows,
 )
 
-# Images decoded into one table: as many as keep its pixels small, and what a table costs, too.
-_TABLE_BYTES = 32 * 2**20
-_LEAST_ROWS, _MOST_ROWS = 8, 64
 _RECALLED_AT_ONCE = 64  # labelled again without any model: more at once save nothing
 
 
@@ -48,8 +45,7 @@ class FetchImages:
             listed = _rows_of(self.dataset, unit)
         signatures = unit["signatures"] or [None] * len(listed)
         listed = listed.append_column("signature", pa.array(signatures, pa.string()))
-        images = listed.select(INVENTORY.names)
-        yield from self.fetch.each(slices(images, _rows_at_once(self.fetch)))
+        yield from self.fetch.each(listed.select(INVENTORY.names))
 
 
 @dataclass(frozen=True)
@@ -67,13 +63,12 @@ class ReuseProposals:
         """Yield the images of a unit with their stored proposals."""
         with timed(FETCH):
             kept = _rows_of(self.dataset, unit)
-        stored = list(slices(kept, _rows_at_once(self.fetch)))
-        listed = [
-            table_from_rows(table.select(["image_id", "uri", "etag"]).to_pylist(), INVENTORY)
-            for table in stored
-        ]
-        for table, decoded in zip(stored, self.fetch.each(listed), strict=True):
-            proposals = rows_of(table.select([field.name for field in PROPOSALS]))
+        listed = kept.select(["image_id", "uri", "etag"]).to_pylist()
+        start = 0
+        for decoded in self.fetch.each(table_from_rows(listed, INVENTORY)):
+            stored = kept.slice(start, len(decoded))
+            start += len(decoded)
+            proposals = rows_of(stored.select([field.name for field in PROPOSALS]))
             rows = [
                 {**row, "n_proposals": 0} if is_quarantined(row) else {**row, **found}
                 for row, found in zip(rows_of(decoded), proposals, strict=True)
@@ -102,8 +97,3 @@ def _rows_of(dataset: str, unit: dict[str, Any]) -> pa.Table:
     if unit["image_ids"] is None:
         return table
     return table.filter(pc.is_in(table["image_id"], pa.array(unit["image_ids"])))
-
-
-def _rows_at_once(fetch: FetchDecode) -> int:
-    largest = fetch.short_edge * fetch.long_edge * 3
-    return min(max(_TABLE_BYTES // largest, _LEAST_ROWS), _MOST_ROWS)

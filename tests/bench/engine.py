@@ -52,7 +52,7 @@ def figures(folder: Path) -> dict[str, Any]:
     """Run once with the null stages in the models' place."""
     result, flow = run(
         folder, lambda *_settings: NullPropose(), NullClassify,
-        propose_batch=64, classify_batch=64, short_edge=SIDE,
+        propose_batch=256, classify_batch=256, short_edge=SIDE,
     )  # fmt: skip
     return {
         "images": flow.images,

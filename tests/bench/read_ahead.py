@@ -25,7 +25,7 @@ from tests.bench.scenes import photo_files
 
 LATENCY_S = 0.06
 SHORT_EDGE, LONG_EDGE = 640, 2560
-ROWS = 8  # of a table, as the intake makes them for this size
+ROWS = 8  # of a table, as they are made for this size
 ROUNDS = 3
 
 
@@ -39,10 +39,9 @@ def main() -> None:
     urls = [f"http://127.0.0.1:{port}/{index}.jpg" for index in range(count)]
     stage = FetchDecode(SHORT_EDGE, LONG_EDGE, SourceSettings(allow_private_addresses=True))
     listed = table_from_rows([{"image_id": image_id(url), "uri": url} for url in urls], INVENTORY)
-    eight = list(slices(listed, ROWS))
     ways: dict[str, Callable[[], Iterator[pa.Table]]] = {
-        "eight_then_decode": lambda: map(stage, eight),
-        "ahead": lambda: stage.each(eight),
+        "eight_then_decode": lambda: map(stage, slices(listed, ROWS)),
+        "ahead": lambda: stage.each(listed),
     }
     list(ways["ahead"]())  # starts the decoder, opens connections
     rates: dict[str, list[float]] = {name: [] for name in ways}
