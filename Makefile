@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format lock weights bench bench-pipeline bench-engine bench-read-ahead bench-host bench-gpu bench-approximate bench-exact bench-half bench-memory \
+.PHONY: demo test check format lock weights bench bench-pipeline bench-engine bench-read-ahead bench-host bench-gpu bench-approximate bench-exact bench-half bench-passes bench-memory \
   bench-limits bench-scaling bench-precision bench-vocabulary bench-trust bench-promise bench-decoder bench-planning bench-incremental fuzz photos \
   chaos cluster-test soak ablations clean
 
@@ -68,6 +68,9 @@ bench-trust: $(INSTALLED)  ## cost of margin, disagreement and stability in the 
 
 bench-promise: $(INSTALLED)  ## how well they tell right from wrong segments, and whether promises are kept
 	@$(BIN)/python -m tests.bench.promise
+
+bench-passes: $(INSTALLED)  ## what a CPU saves with a few images at a time through its networks
+	@$(BIN)/python -m tests.bench.passes
 
 bench-memory: $(INSTALLED)  ## peak memory of 200 and of 2,000 images
 	@$(BIN)/python -m tests.bench.memory

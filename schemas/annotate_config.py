@@ -240,8 +240,11 @@ class ExecutionSettings(Config):
     classify_batch: SizeOrAuto = Field(
         8, description="images per call of the classifier, or `auto`"
     )
-    crop_batch: int = Field(
-        256, ge=1, description="crops, or whole images, per forward pass of CLIP"
+    crop_batch: int | None = Field(
+        None,
+        ge=1,
+        description="crops, or whole images, per forward pass of CLIP; if absent 256 on a GPU, and "
+        "on a CPU as many as keep the results of a layer in memory that the process has",
     )
     mask_precision: Literal["float32", "float16", "uint8"] = Field(
         "float16", description="mask logits between the two pools"

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from jobs.weights import convert
 from pipeline.decode import decode_image
-from pipeline.fusion import LOGIT_SCALE, fuse, label_map, query_probs, region_probs
+from pipeline.fusion import LOGIT_SCALE, fuse, query_probs, region_probs, score_tiles
 from pipeline.masks import mask_probs
 from pipeline.models import Proposals, RegionEmbeds, find_proposer
 from pipeline.models.clip import Clip, ClipSource
@@ -407,7 +407,17 @@ def test_golden_labels_end_to_end(network, run, image):
     scores_QK = fuse(query_QK, region_VK, valid_Q, seen_K, settings["ensemble_weight"])
     sizes = network.size(image, "padded_hw"), network.size(image, "input_hw")
     masks_QHW = mask_probs(proposals.mask_logits_Qhw, *sizes)
-    labels = label_map(scores_QK, masks_QHW, network.size(image, "orig_hw"))
+    tiles = list(score_tiles(scores_QK, masks_QHW, network.size(image, "orig_hw")))
+    sums_KHW = torch.cat([tile.scores_KTW for tile in tiles], dim=1)
+    evidence_HW = torch.cat([tile.evidence_TW for tile in tiles])
+    theirs_1HW = stored["argmax"][None].long()
+    lead_HW = sums_KHW.amax(dim=0) - sums_KHW.gather(0, theirs_1HW)[0]
+    # What another processor rounds otherwise may move the scores of a crop, and with them close
+    # decisions: by no more than the scores and the masks of these two have moved.
+    fused_QK = scores_QK if len(stored["F"]) == len(scores_QK) else scores_QK[valid_Q]
+    moved = float((fused_QK - stored["F"]).abs().max()) if len(fused_QK) else 0.0
+    moved_mask = noise(network, "mask_logits") / 4  # the steepest slope of the sigmoid
+    allowed_HW = 2 * (moved * evidence_HW + moved_mask * float(scores_QK.sum(dim=0).max()))
     clear = ~stored["ambiguous"]
-    agreement = (labels.classes_HW == stored["argmax"])[clear].double().mean()
-    assert not clear.any() or agreement >= 0.999
+    assert (lead_HW <= allowed_HW)[clear].all()
+    assert not clear.any() or (lead_HW == 0)[clear].double().mean() >= 0.995

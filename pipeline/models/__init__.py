@@ -123,8 +123,8 @@ class ClassifierEntry:
     settings: "Callable[[ClassifierSettings], Any]"  # those, as `load` takes them
     # Raises ModelError for a CLIP, or settings, that it cannot do; loads nothing.
     check: "Callable[[ClipSource, ClassifierSettings], None]"
-    # CLIP, settings, inputs per forward pass -> classifier
-    load: "Callable[[Clip, Any, int], RegionEmbedder]"
+    # CLIP, settings, inputs per forward pass (None: what suits the device) -> classifier
+    load: "Callable[[Clip, Any, int | None], RegionEmbedder]"
 
 
 def _lazy(module: str, name: str) -> Callable[[], Any]:

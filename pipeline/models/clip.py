@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 
 from pipeline.models.device import PRECISIONS
 from pipeline.models.embedded import EMBEDDED_CLIP
+from pipeline.models.passes import crops_per_pass
 from pipeline.models.prompted_names import PromptedNames
 from pipeline.models.text_tower import encode_tokens
 from pipeline.models.weight_cache import local_copy
@@ -265,6 +266,13 @@ class Clip:
     def prompted(self, prompt: LearnedPrompt) -> PromptedNames:
         """Return a learned prompt together with this CLIP; raises ModelError if they do not fit."""
         return PromptedNames.of(self.model, self._tokenizer, prompt)
+
+    def per_pass(self, side: int) -> int:
+        """Return how many crops, or images of that side, go through the image tower at a time."""
+        dtype = next(self.model.visual.parameters()).dtype
+        crop_13SS = torch.zeros((1, 3, self.side, self.side), dtype=dtype, device=self.device)
+        crops = crops_per_pass(self.model.visual, crop_13SS)
+        return max(1, crops * self.side**2 // max(side, self.side) ** 2)
 
     @torch.inference_mode()
     def encode_crops(self, crops_N3SS: Tensor, batch: int) -> Tensor:

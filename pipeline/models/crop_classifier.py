@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 class CropClassifier:
     """Crops of many images in one CLIP batch; no more of them are held than make one."""
 
-    def __init__(self, clip: Clip, settings: CropSettings, crop_batch: int) -> None:
+    def __init__(self, clip: Clip, settings: CropSettings, crop_batch: int | None) -> None:
         self._clip = clip
         self._settings = settings
-        self._crop_batch = crop_batch
+        self._crop_batch = crop_batch or clip.per_pass(clip.side)
 
     @torch.inference_mode()
     def embed(self, regions: Iterable[tuple[Tensor, Tensor | SoftMasks]]) -> list[RegionEmbeds]:
@@ -84,7 +84,7 @@ def _check(source: ClipSource, config: ClassifierSettings) -> None:
     """Every CLIP takes crops; what their side must be, its own description knows."""
 
 
-def _load(clip: Clip, settings: CropSettings, crop_batch: int) -> RegionEmbedder:
+def _load(clip: Clip, settings: CropSettings, crop_batch: int | None) -> RegionEmbedder:
     classifier = CropClassifier(clip, settings, crop_batch)
     if settings.min_shared_iou is None:
         return classifier

@@ -120,7 +120,7 @@ def _obstacle(vision: dict[str, Any]) -> str | None:
     return None
 
 
-def _load(clip: Clip, settings: WholeImageSettings, batch: int) -> WholeImageClassifier:
+def _load(clip: Clip, settings: WholeImageSettings, batch: int | None) -> WholeImageClassifier:
     visual = clip.model.visual
     if not isinstance(visual, VisionTransformer):
         raise ModelError(f"classifier one-pass needs a ViT, not a {type(visual).__name__}")

@@ -127,7 +127,7 @@ def _is_convolutional(vision: dict[str, Any]) -> bool:
     return isinstance(vision.get("layers"), list)
 
 
-def _load(clip: Clip, settings: WholeImageSettings, batch: int) -> WholeImageClassifier:
+def _load(clip: Clip, settings: WholeImageSettings, batch: int | None) -> WholeImageClassifier:
     visual, side = clip.model.visual, settings.side or clip.side
     tower: Tower
     if isinstance(visual, ModifiedResNet):

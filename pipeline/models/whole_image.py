@@ -51,13 +51,18 @@ class WholeImageClassifier:
     """One pass of a tower for some images with all of their masks."""
 
     def __init__(
-        self, clip: Clip, tower: Tower, side: int, settings: WholeImageSettings, batch: int
+        self,
+        clip: Clip,
+        tower: Tower,
+        side: int,
+        settings: WholeImageSettings,
+        batch: int | None,
     ) -> None:
         self._clip = clip
         self._tower = tower
         self._side = side
         self._min_prob = settings.mask_threshold
-        self._batch = batch
+        self._batch = batch or clip.per_pass(side)
 
     @torch.inference_mode()
     def embed(self, regions: Iterable[tuple[Tensor, Tensor | SoftMasks]]) -> list[RegionEmbeds]:

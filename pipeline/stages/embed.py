@@ -31,7 +31,7 @@ class Embed:
     classifier: str
     clip: ClipSource
     regions: Any  # how it is shown regions: CropSettings or WholeImageSettings
-    crop_batch: int
+    crop_batch: int | None  # None: what suits the device and the model
     asks_clip: bool  # off: the labels come from other scores, and no CLIP is loaded
     divisor: int
     precision: Precision

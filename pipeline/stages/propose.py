@@ -18,6 +18,7 @@ from torch import Tensor
 from pipeline.masks import Precision, pack_logits
 from pipeline.models import Lookup, PixelEmbedder, Proposals, Proposer, find_proposer
 from pipeline.models.device import PRECISIONS, pick_device
+from pipeline.models.passes import images_per_pass
 from pipeline.models.weight_cache import local_copy
 from pipeline.pixels import pack_pixels
 from pipeline.pruning import PruneSettings, prune
@@ -62,7 +63,7 @@ class Propose:
         _ = self.model
 
     def __call__(self, images: pa.Table, /) -> pa.Table:
-        """Return the proposals; images of one padded size share a forward pass."""
+        """Return the proposals; images of one padded size share forward passes."""
         rows = rows_of(images)
         by_size: dict[Size, list[int]] = {}
         for index, row in enumerate(rows):
@@ -81,6 +82,12 @@ class Propose:
         model = self.model
         if isinstance(model, Lookup):
             return [self._look_up(model, row) for row in rows]
+        size = padded_size((rows[0]["image_height"], rows[0]["image_width"]), self.divisor)
+        count = images_per_pass(size)
+        parts = (rows[start : start + count] for start in range(0, len(rows), count))
+        return [done for part in parts for done in self._passed(model, part)]
+
+    def _passed(self, model: Proposer | PixelEmbedder, rows: Sequence[Row]) -> list[Row]:
         images = [image_of(row) for row in rows]
         if isinstance(model, PixelEmbedder):
             with self._in_precision():
