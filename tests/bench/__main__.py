@@ -32,7 +32,7 @@ SET: Final[Mapping[tuple[str, ...], Mapping[str, str]]] = {
         "pipeline_over_bare_stages": "pipeline_over_bare_stages",
         "naive_ray_ratio": "naive_ray_ratio",
     },
-    ("engine", "8000"): {"engine_images_per_s": "engine_images_per_s"},
+    ("engine", "40000"): {"engine_images_per_s": "engine_images_per_s"},
     ("approximate", "100", "1"): {
         "one_pass_speedup": "one_pass_speedup",
         "one_pass_speedup_100_masks": "one_pass_speedup_100_masks",

@@ -128,7 +128,7 @@ class Bench:
         classify = make_classify(
             ClipSource("ViT-B-16", self.clip, precision), self.text_KD.numpy(),
             tuple(f"class {index}" for index in range(CLASSES)), precision="float32",
-            seen=tuple(self.seen_K.tolist()), ensemble_weight=WEIGHT, crop_batch=32,
+            seen=tuple(self.seen_K.tolist()), ensemble_weight=WEIGHT, crop_batch=None,
         )  # fmt: skip
         return Exact(
             Propose("maskformer", self.proposer, 32, "float32", arithmetic=precision), classify

@@ -3,7 +3,7 @@
     python -m tests.bench.passes [rounds]
 
 Networks of full size with random weights on all cores: 64 crops through CLIP's ViT-B/16 and 256
-through its ViT-B/32, at once and in passes as the classifier makes them; noise of the size of eight
+through its ViT-B/32, at once and in passes as the classifier makes them; noise of the size of four
 photos through an R101c MaskFormer, at once and as the proposer does it. By turns; figures are
 medians of seconds, and of how many of them the kernel took (of all cores).
 """
@@ -26,7 +26,7 @@ from pipeline.models.passes import crops_per_pass, images_per_pass
 from tests.bench.exact_path import save_proposer
 
 SIZE = (640, 864)
-IMAGES = 8
+IMAGES = 4
 CROPS = {"ViT-B-16": 64, "ViT-B-32": 256}
 
 
@@ -59,9 +59,7 @@ def proposer(rounds: int) -> dict[str, Any]:
     few = images_per_pass(SIZE)
     ways = {
         "at once": lambda: network(images),
-        "in passes": lambda: [
-            network(images[start : start + few]) for start in range(0, IMAGES, few)
-        ],
+        "in passes": lambda: [network(part) for part in images.split(few)],
     }
     return {"images": IMAGES, "per pass": few, **compared(ways, rounds)}
 
