@@ -6,7 +6,6 @@ has. A network of layers whose results are larger loses up to a fifth of its tim
 (`tests/bench/passes.py`).
 """
 
-from collections.abc import Callable
 from typing import Any, Final
 
 import torch
@@ -32,13 +31,12 @@ def crops_per_pass(network: nn.Module, crop_13SS: Tensor) -> int:
     """Return how many crops go through an image tower at a time; on a CPU it tries one."""
     if crop_13SS.device.type != "cpu":
         return _MOST
-    widest = _widest_layer(network, lambda: network(crop_13SS))
-    return max(1, min(_MOST, _LAYER_BYTES // widest))
+    return max(1, min(_MOST, _LAYER_BYTES // _widest_layer(network, crop_13SS)))
 
 
 @torch.inference_mode()
-def _widest_layer(network: nn.Module, run: Callable[[], Any]) -> int:
-    """Return the bytes of the largest result of any layer in a run of the network."""
+def _widest_layer(network: nn.Module, crop_13SS: Tensor) -> int:
+    """Return the bytes of the largest result of any layer for a crop."""
     sizes = [1]
 
     def note(_layer: nn.Module, _inputs: Any, output: Any) -> None:
@@ -47,7 +45,7 @@ def _widest_layer(network: nn.Module, run: Callable[[], Any]) -> int:
 
     hooks = [layer.register_forward_hook(note) for layer in network.modules()]
     try:
-        run()
+        network(crop_13SS)
     finally:
         for hook in hooks:
             hook.remove()
