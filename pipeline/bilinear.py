@@ -3,6 +3,9 @@
 Dimension key: Q maps, H W pixels, T target rows.
 """
 
+from dataclasses import dataclass
+from typing import Self
+
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -18,12 +21,70 @@ def bilinear_taps(source: int, target: int, device: torch.device) -> list[Tensor
     return [lower, upper, centre - lower]
 
 
-def resize_rows(values_QHW: Tensor, rows: list[Tensor], width: int) -> Tensor:
-    """Return some rows of the bilinearly resized maps, at the full target width."""
-    top, bottom, down = rows
-    # index_select copies whole rows, where indexing goes number by number.
-    above_QTW, below_QTW = (values_QHW.index_select(1, index) for index in (top, bottom))
-    return resize_width(torch.lerp(above_QTW, below_QTW, down[None, :, None]), width)
+@dataclass(frozen=True)
+class RowTaps:
+    """Which two rows of a map each row of a taller or shorter one lies between.
+
+    Numbers of the host, whatever device the map is on.
+    """
+
+    lower: list[int]
+    upper: list[int]
+    weight: list[float]  # of the upper one
+
+    @classmethod
+    def of(cls, source: int, target: int) -> Self:
+        """Resize `source` rows to `target`."""
+        lower, upper, weight = bilinear_taps(source, target, torch.device("cpu"))
+        return cls(lower.tolist(), upper.tolist(), weight.tolist())
+
+    def needed(self, rows: slice) -> slice:
+        """Return the rows of the map that some target rows lie between."""
+        return slice(self.lower[rows.start], self.upper[rows.stop - 1] + 1)
+
+    def within(self, rows: slice) -> "RowTaps":
+        """Return the taps of some target rows, in a map of only the needed rows."""
+        first = self.lower[rows.start]
+        lower, upper = ([row - first for row in side[rows]] for side in (self.lower, self.upper))
+        return RowTaps(lower, upper, self.weight[rows])
+
+
+def resize_rows(values_HWQ: Tensor, down: RowTaps, across: list[Tensor]) -> Tensor:
+    """Return some rows and columns of bilinearly resized maps (T, W, Q); it shares no memory.
+
+    `across` are `bilinear_taps` of the columns. Maps come last, so that all numbers of a pixel lie
+    side by side and every step goes through memory in long pieces.
+    """
+    # Each axis while the other is short.
+    if len(down.lower) > len(values_HWQ):
+        return _rows(_columns(values_HWQ, across), down)
+    return _columns(_rows(values_HWQ, down), across)
+
+
+def _rows(values_HWQ: Tensor, taps: RowTaps) -> Tensor:
+    shape = (len(taps.lower), *values_HWQ.shape[1:])
+    if values_HWQ.device.type == "cpu":
+        # Row by row, without the copies that picking the rows would make.
+        resized_TWQ = values_HWQ.new_empty(shape)
+        sources = values_HWQ.unbind(0)
+        for row, lower, upper, weight in zip(
+            resized_TWQ.unbind(0), taps.lower, taps.upper, taps.weight, strict=True
+        ):
+            torch.lerp(sources[lower], sources[upper], weight, out=row)
+        return resized_TWQ
+    device = values_HWQ.device
+    lower_TWQ, upper_TWQ = (
+        values_HWQ.index_select(0, torch.tensor(rows, device=device))
+        for rows in (taps.lower, taps.upper)
+    )
+    weight_T11 = torch.tensor(taps.weight, device=device)[:, None, None]
+    return torch.lerp(lower_TWQ, upper_TWQ, weight_T11)
+
+
+def _columns(values_HWQ: Tensor, taps: list[Tensor]) -> Tensor:
+    lower, upper, weight = taps
+    lower_HWQ, upper_HWQ = (values_HWQ.index_select(1, index) for index in (lower, upper))
+    return torch.lerp(lower_HWQ, upper_HWQ, weight[:, None])
 
 
 def resize_width(values: Tensor, width: int) -> Tensor:

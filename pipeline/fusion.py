@@ -1,7 +1,7 @@
 """From query scores and CLIP scores to a label map (spec 2.3, 2.5 to 2.7).
 
 Dimension key: Q proposals, K class names, D embedding, V valid proposals, H W pixels, T rows of a
-tile, P its pixels, M rows of the masks that it needs.
+tile, P its pixels.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from pipeline.bilinear import bilinear_taps, resize_rows
+from pipeline.bilinear import RowTaps, bilinear_taps, resize_rows
+from pipeline.contenders import Contenders
 from pipeline.masks import SoftMasks
 from pipeline.resize import Size
 from pipeline.segments import IGNORE, least_score
@@ -21,8 +22,10 @@ LOGIT_SCALE: Final = 100.0
 
 # Bound on the floats of one tile of class scores and resized masks: what stays in a core's cache,
 # and comes from memory that the process already has. A GPU wants fewer and larger tiles.
-TILE_FLOATS: Final = 2**20
-_TIMES_ON_GPU: Final = 64
+TILE_FLOATS: Final = 2**19
+_TIMES_ON_GPU: Final = 128
+
+_FEW_CLASSES: Final = 32  # are multiplied faster than it is found out which of them contend
 
 LEAST_EVIDENCE: Final = 1e-12  # instead of none, by which nothing can be divided
 
@@ -104,9 +107,11 @@ class LabelMap:
         scores = torch.zeros(size, dtype=torch.float32, device=device)
         margins = torch.zeros(size, dtype=torch.float32, device=device)
         for tile in tiles:
-            best_TW, classes[tile.rows] = tile.scores_KTW.max(dim=0)
+            best_TW, winners_TW = tile.scores_KTW.max(dim=0)
             scores[tile.rows] = best_TW / tile.evidence_TW.clamp_min(LEAST_EVIDENCE)
-            margins[tile.rows] = lead(tile.scores_KTW, best_TW, classes[tile.rows], dim=0)
+            margins[tile.rows] = lead(tile.scores_KTW, best_TW, winners_TW, dim=0)
+            known = tile.classes_K
+            classes[tile.rows] = winners_TW if known is None else known[winners_TW]
         return cls(classes, scores, margins)
 
     def kept(self, min_score: float) -> "LabelMap":
@@ -139,8 +144,18 @@ def lead(class_sums: Tensor, best: Tensor, winners: Tensor, dim: int) -> Tensor:
 
 def label_map(class_scores_QK: Tensor, masks: Tensor | SoftMasks, size: Size) -> LabelMap:
     """Return the label of every pixel of the original image of `size` (spec 2.7)."""
-    tiles = score_tiles(class_scores_QK, masks, size)
+    contenders = None
+    if isinstance(masks, SoftMasks) and _narrows(class_scores_QK):
+        contenders = Contenders.of(class_scores_QK, masks)
+    tiles = score_tiles(class_scores_QK, masks, size, contenders)
     return LabelMap.of(tiles, size, class_scores_QK.device)
+
+
+def _narrows(class_scores_QK: Tensor) -> bool:
+    """Return whether finding the classes that contend costs less than it saves."""
+    num_proposals, num_classes = class_scores_QK.shape
+    on_cpu = class_scores_QK.device.type == "cpu"
+    return on_cpu and num_proposals > 0 and num_classes >= _FEW_CLASSES
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,34 +165,69 @@ class ScoreTile:
     rows: slice
     scores_KTW: Tensor
     evidence_TW: Tensor
+    classes_K: Tensor | None = None  # whose scores they are; None: all
 
 
 def score_tiles(
-    class_scores_QK: Tensor, masks: Tensor | SoftMasks, size: Size
+    class_scores_QK: Tensor,
+    masks: Tensor | SoftMasks,
+    size: Size,
+    contenders: Contenders | None = None,
 ) -> Iterator[ScoreTile]:
     """Yield the score map S of the original image of `size`, from top to bottom.
 
     S = sum over q of F*M at the mask size, resized bilinearly. Resizing and mixing are both linear,
     so masks, either (Q, H, W) or still to be made, are resized and mixed in tiles of rows: neither
     S nor masks that are still to be made are ever whole in memory. Without proposals S is 0.
+    With `contenders`, tiles hold the classes that may be first or second there, and no others.
     """
     height, width = size
-    device = class_scores_QK.device
-    source = masks.size[0] if isinstance(masks, SoftMasks) else masks.shape[1]
-    count = rows_per_tile(width * sum(class_scores_QK.shape), device)
-    lower, upper, down = bilinear_taps(source, height, torch.device("cpu"))
-    for top in range(0, height, count):
+    resized = _ResizedMasks.of(masks, size)
+    class_scores_KQ, classes_K = class_scores_QK.T.contiguous(), None
+    scores_KQ, top = class_scores_KQ, 0
+    while top < height:
+        # What the tile above needed, this one will.
+        count = rows_per_tile(width * sum(scores_KQ.shape), scores_KQ.device)
         rows = slice(top, min(top + count, height))
-        first, last = int(lower[rows.start]), int(upper[rows.stop - 1])
+        if contenders is not None:
+            classes_K = contenders.among(resized.nodes(rows))
+            scores_KQ = class_scores_KQ[classes_K]
+        masks_TWQ = resized.rows(rows)
+        scores_KP = scores_KQ @ masks_TWQ.flatten(0, 1).T
+        scores_KTW = scores_KP.view(-1, *masks_TWQ.shape[:2])
+        yield ScoreTile(rows, scores_KTW, masks_TWQ.sum(dim=2), classes_K)
+        top = rows.stop
+
+
+@dataclass(frozen=True, eq=False)
+class _ResizedMasks:
+    """Masks at the size of the original, of which rows are made when they are asked for."""
+
+    masks: Tensor | SoftMasks  # (H, W, Q), or still to be made
+    down: RowTaps
+    across: list[Tensor]
+
+    @classmethod
+    def of(cls, masks: Tensor | SoftMasks, size: Size) -> "_ResizedMasks":
         if isinstance(masks, SoftMasks):
-            masks_QMW = masks.rows(torch.arange(first, last + 1, device=device))
+            (height, width), device = masks.size, masks.logits_Qhw.device
         else:
-            masks_QMW = masks[:, first : last + 1]
-        taps = [lower[rows] - first, upper[rows] - first, down[rows]]
-        masks_QTW = resize_rows(masks_QMW, [tap.to(device) for tap in taps], width)
-        scores_PK = masks_QTW.flatten(1).T @ class_scores_QK
-        scores_KTW = scores_PK.T.view(-1, *masks_QTW.shape[1:])
-        yield ScoreTile(rows, scores_KTW, masks_QTW.sum(dim=0))
+            masks = masks.permute(1, 2, 0).contiguous()
+            (height, width), device = masks.shape[:2], masks.device
+        down = RowTaps.of(height, size[0])
+        return cls(masks, down, bilinear_taps(width, size[1], device))
+
+    def nodes(self, rows: slice) -> slice:
+        """Return the rows of the grid that some rows lie between, of masks still to be made."""
+        assert isinstance(self.masks, SoftMasks)
+        return self.masks.nodes(self.down.needed(rows))
+
+    def rows(self, rows: slice) -> Tensor:
+        """Return some rows of every mask (T, W, Q)."""
+        needed = self.down.needed(rows)
+        masks = self.masks
+        masks_HWQ = masks.rows(needed) if isinstance(masks, SoftMasks) else masks[needed]
+        return resize_rows(masks_HWQ, self.down.within(rows), self.across)
 
 
 def rows_per_tile(floats_per_row: int, device: torch.device) -> int:

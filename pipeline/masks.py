@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from pipeline.bilinear import bilinear_taps, resize_rows, resize_width
+from pipeline.bilinear import RowTaps, bilinear_taps, resize_rows, resize_width
 from pipeline.models.device import fetch, send
 from pipeline.resize import Size
 
@@ -86,10 +86,19 @@ class SoftMasks:
         """Return all soft masks (Q, H, W)."""
         return mask_probs(self.logits_Qhw, self.padded, self.size)
 
-    def rows(self, rows_T: Tensor) -> Tensor:
-        """Return some rows of every mask (Q, T, W)."""
-        taps = [tap[rows_T] for tap in self._down]
-        return resize_rows(self.logits_Qhw, taps, self.padded[1])[..., : self.size[1]].sigmoid()
+    def nodes(self, rows: slice) -> slice:
+        """Return the rows of the grid that some rows of the image lie between."""
+        return self._row_taps.needed(rows)
+
+    def reached_columns(self) -> int:
+        """Return how many columns of the grid the image reaches; what follows is padding."""
+        return int(self._across[1][self.size[1] - 1]) + 1
+
+    def rows(self, rows: slice) -> Tensor:
+        """Return some rows of every mask, the masks last (T, W, Q)."""
+        nodes_hwQ = self.logits_hwQ[self.nodes(rows)]
+        across = [tap[: self.size[1]] for tap in self._across]
+        return resize_rows(nodes_hwQ, self._row_taps.within(rows), across).sigmoid_()
 
     def rows_of(self, proposals_R: Tensor, rows_R: Tensor, columns: slice) -> Tensor:
         """Return some columns of rows (R, W), each row of the proposal beside it."""
@@ -150,6 +159,15 @@ class SoftMasks:
             rows_RW = self.rows_of(proposal.expand(len(rows_R)), rows_R, everywhere)
             found_Q[proposal] = bool((rows_RW[:, : self.size[1]] > min_prob).any())
         return found_Q
+
+    @cached_property
+    def logits_hwQ(self) -> Tensor:
+        """The same logits, the masks last."""
+        return self.logits_Qhw.permute(1, 2, 0).contiguous()
+
+    @cached_property
+    def _row_taps(self) -> RowTaps:
+        return RowTaps.of(self.logits_Qhw.shape[1], self.padded[0])
 
     @cached_property
     def _down(self) -> list[Tensor]:

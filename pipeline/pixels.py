@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pipeline.bilinear import bilinear_taps, resize_rows
+from pipeline.bilinear import RowTaps, bilinear_taps, resize_rows
 from pipeline.fusion import LOGIT_SCALE, ScoreTile, fuse, region_probs, rows_per_tile
 from pipeline.masks import Precision, pack_logits
 from pipeline.resize import Size
@@ -47,15 +47,15 @@ class PixelScorer:
     seen_K: Tensor | None
     weight: float
 
-    def scores(self, embeds_DTW: Tensor) -> Tensor:
+    def scores(self, embeds_TWD: Tensor) -> Tensor:
         """Return fused class scores (K, T, W) of embeddings of any length."""
-        embeds_PD = normalize(embeds_DTW.flatten(1).T, dim=1)
+        embeds_PD = normalize(embeds_TWD.flatten(0, 1), dim=1)
         pixel_PK = region_probs(embeds_PD, self.text_KD, LOGIT_SCALE)
         num_pixels = len(pixel_PK)
         clip_PK = None if self.clip_probs_1K is None else self.clip_probs_1K.expand(num_pixels, -1)
         every_P = torch.ones(num_pixels, dtype=torch.bool, device=pixel_PK.device)
         fused_PK = fuse(pixel_PK, clip_PK, every_P, self.seen_K, self.weight)
-        return fused_PK.T.reshape(-1, *embeds_DTW.shape[1:])
+        return fused_PK.T.reshape(-1, *embeds_TWD.shape[:2])
 
 
 def pixel_score_tiles(
@@ -71,17 +71,20 @@ def pixel_score_tiles(
     num_dims, rows, columns = embeds_Dhw.shape
     if rows * _STRIDE < image_size[0] or columns * _STRIDE < image_size[1]:
         raise ValueError(f"a grid of {(rows, columns)} does not cover an image of {image_size}")
-    height, width = size
-    enlarging = bilinear_taps(rows, rows * _STRIDE, embeds_Dhw.device)
-    taps = bilinear_taps(image_size[0], height, embeds_Dhw.device)
+    (height, width), device = size, embeds_Dhw.device
+    embeds_hwD = embeds_Dhw.permute(1, 2, 0).contiguous()
+    down = RowTaps.of(rows, rows * _STRIDE), RowTaps.of(image_size[0], height)
+    enlarging = bilinear_taps(columns, columns * _STRIDE, device)
+    across = (
+        [tap[: image_size[1]] for tap in enlarging],
+        bilinear_taps(image_size[1], width, device),
+    )
     per_row = 4 * (num_dims + len(scorer.text_KD)) * max(width, columns * _STRIDE)
-    count = rows_per_tile(per_row, embeds_Dhw.device)
+    count = rows_per_tile(per_row, device)
     for top in range(0, height, count):
         tile = slice(top, min(top + count, height))
-        lower, upper, down = (tap[tile] for tap in taps)
-        needed_M, place = torch.unique(torch.stack([lower, upper]), return_inverse=True)
-        embeds_DMW = resize_rows(
-            embeds_Dhw, [tap[needed_M] for tap in enlarging], columns * _STRIDE
-        )[..., : image_size[1]]
-        embeds_DTW = resize_rows(embeds_DMW, [place[0], place[1], down], width)
-        yield ScoreTile(tile, scorer.scores(embeds_DTW), torch.ones_like(embeds_DTW[0]))
+        needed = down[1].needed(tile)
+        nodes_hwD = embeds_hwD[down[0].needed(needed)]
+        embeds_MWD = resize_rows(nodes_hwD, down[0].within(needed), across[0])
+        embeds_TWD = resize_rows(embeds_MWD, down[1].within(tile), across[1])
+        yield ScoreTile(tile, scorer.scores(embeds_TWD), embeds_TWD.new_ones(embeds_TWD.shape[:2]))

@@ -91,7 +91,8 @@ def soft(request) -> SoftMasks:
 def test_rows_made_when_asked_for_are_those_of_the_whole_masks(soft):
     whole_QHW = soft.whole()
     rows_T = torch.tensor([4, 0, soft.size[0] - 1])
-    torch.testing.assert_close(soft.rows(rows_T), whole_QHW[:, rows_T])
+    for rows in (slice(0, 1), slice(4, 11), slice(0, soft.size[0])):
+        torch.testing.assert_close(soft.rows(rows), whole_QHW[:, rows].permute(1, 2, 0))
     proposals_R = torch.tensor([2, 0, 4])
     found_RW = soft.rows_of(proposals_R, rows_T, slice(3, 17))
     torch.testing.assert_close(found_RW, whole_QHW[proposals_R, rows_T, 3:17])
