@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
-from schemas.errors import SettingsError
+from schemas.errors import ModelError, SettingsError
 from schemas.vocabulary import Vocabulary
 
 # The one of ImageNet's 80 that scored best on the paper's training data.
@@ -177,12 +177,17 @@ def text_classifier(
     """Return unit text vectors (K, D): the mean of unit vectors over templates and synonyms.
 
     `encode_text` maps N prompts to unit vectors (N, D). A class with synonyms is the mean over
-    all its words, each prompted with every template.
+    all its words, each prompted with every template. Raises ModelError for vectors with NaN.
     """
     vectors = []
     for entry in vocabulary.classes:
         words = (entry.name, *entry.synonyms)
         prompts = [template.replace("{}", word) for word in words for template in templates]
         mean_D = encode_text(prompts).mean(axis=0)
+        if not np.isfinite(mean_D).all():
+            raise ModelError(
+                f"CLIP's text vector of {entry.name!r} has numbers that are not finite: its "
+                "weights are broken"
+            )
         vectors.append(mean_D / np.linalg.norm(mean_D))
     return np.stack(vectors).astype(np.float32)

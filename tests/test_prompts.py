@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.prompts import load_templates, text_classifier
-from schemas.errors import SettingsError
+from schemas.errors import ModelError, SettingsError
 from schemas.vocabulary import Vocabulary, VocabularyClass
 
 
@@ -131,3 +131,11 @@ def test_a_class_name_is_inserted_verbatim():
 
     text_classifier(encode, Vocabulary.of(["a {} b", "{0}"]), ("x {}.",))
     assert seen == ["x a {} b.", "x {0}."]
+
+
+def test_a_text_vector_that_is_not_finite_is_refused_by_its_class():
+    def encode(prompts):
+        return np.array([[np.nan if "cat" in prompt else 1.0, 0.0] for prompt in prompts])
+
+    with pytest.raises(ModelError, match="text vector of 'cat' has numbers that are not finite"):
+        text_classifier(encode, Vocabulary.of(["dog", "cat"]), ("a {}",))

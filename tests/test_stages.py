@@ -11,11 +11,13 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import pipeline.fetching
 import pipeline.stages.fetch
 from pipeline.fusion import fuse, query_probs, region_probs
 from pipeline.masks import mask_probs, pack_logits
+from pipeline.models import Proposals
 from pipeline.models.clip import Clip, ClipSource
 from pipeline.models.crops import CropSettings, crop_regions
 from pipeline.prompts import text_classifier
@@ -534,6 +536,43 @@ def test_a_row_that_breaks_the_model_is_quarantined_and_the_others_are_labelled(
     table = conform(classify(precision="float32")(proposals(*rows)), ANNOTATED)
     assert reasons(table) == {"a.png": None, "broken.png": "embed/model_failure", "b.png": None}
     assert [row["uri"] for row in table.to_pylist()] == [row["uri"] for row in rows]
+
+
+class Brightness:
+    """A proposer of one mask, whose logits are the logarithm of the image: minus infinity of 0."""
+
+    def propose(self, images):
+        grey = [torch.from_numpy(image).float().mean(dim=2)[None, ::4, ::4] for image in images]
+        return [Proposals(values_1hw.log()) for values_1hw in grey]
+
+
+def decoded_row(name, value):
+    image = np.full((32, 64, 3), value, np.uint8)
+    return {
+        "image_id": name, "uri": name, "status": LABELLED, "height": 32, "width": 64,
+        "image": image.tobytes(), "image_height": 32, "image_width": 64,
+    }  # fmt: skip
+
+
+def test_an_image_whose_masks_are_not_finite_is_quarantined_and_the_others_are_not():
+    stage = Propose("felzenszwalb", None, 32, "float16")
+    stage.__dict__["model"] = Brightness()
+    rows = [decoded_row(name, value) for name, value in (("a", 9), ("black", 0), ("b", 7))]
+    found = by_name(stage(table_from_rows(rows, DECODED)))
+    assert [row["status"] for row in found.values()] == [LABELLED, QUARANTINED, LABELLED]
+    assert found["black"]["error"]["code"] == "model_failure"
+    assert "masks and query embeddings are not finite" in found["black"]["error"]["message"]
+
+
+def test_a_clip_whose_vectors_are_not_finite_ends_the_run(tmp_path, classify):
+    broken = ClipSource(save_tiny_clip(tmp_path / "broken"))
+    weights = load_file(tmp_path / "broken" / "open_clip_model.safetensors")
+    weights["visual.ln_post.weight"][0] = torch.inf
+    save_file(weights, tmp_path / "broken" / "open_clip_model.safetensors")
+    stage = classify(clip=broken, precision="float32")
+    rows = [proposed_row("file:///a.png"), proposed_row("file:///b.png")]
+    with pytest.raises(FloatingPointError, match="CLIP's vectors are not finite numbers"):
+        stage(proposals(*rows))
 
 
 def test_rows_that_were_quarantined_before_pass_through_unchanged(classify):

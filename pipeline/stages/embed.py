@@ -16,6 +16,7 @@ from pipeline.masks import Precision
 from pipeline.models import RegionEmbedder, find_classifier
 from pipeline.models.clip import Clip, ClipSource
 from pipeline.models.device import pick_device, send
+from pipeline.stages.finite import check_finite
 from pipeline.stages.rows import Row, image_of, isolate_live, rows_of
 from pipeline.stages.soft_masks import kept_on_gpu, masks_of
 from schemas.annotation import EMBEDDED, table_from_rows
@@ -67,6 +68,7 @@ class Embed:
         found = self.embedder.embed(
             (_pixels(row), masks_of(row, self.precision, self.divisor)) for row in rows
         )
+        check_finite("CLIP's vectors", (regions.clip_embeds_VD for regions in found))
         return [
             {
                 **row,

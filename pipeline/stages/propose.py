@@ -7,6 +7,7 @@ What travels on to the classifier is the resized image and the mask logits at st
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from pipeline.models.weight_cache import local_copy
 from pipeline.pixels import pack_pixels
 from pipeline.pruning import PruneSettings, prune
 from pipeline.resize import Size, padded_size
+from pipeline.stages.finite import check_finite
 from pipeline.stages.rows import (
     Row,
     image_of,
@@ -92,9 +94,12 @@ class Propose:
         if isinstance(model, PixelEmbedder):
             with self._in_precision():
                 embeds = model.embed_pixels(images)
+            check_finite("the proposer's pixel embeddings", embeds)
             return [self._with_pixels(*pair) for pair in zip(rows, embeds, strict=True)]
         with self._in_precision():
             found = model.propose(images)
+        results = ((one.mask_logits_Qhw, one.query_embeds_QD, one.void_logits_Q) for one in found)
+        check_finite("the proposer's masks and query embeddings", chain.from_iterable(results))
         return [self._packed(*pair) for pair in zip(rows, found, strict=True)]
 
     def _in_precision(self) -> torch.autocast:
