@@ -3,22 +3,31 @@
 Dimension key: Q maps, H W pixels, T target rows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from functools import lru_cache
+from typing import Final, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+_SIZES: Final = 256
 
-def bilinear_taps(source: int, target: int, device: torch.device) -> list[Tensor]:
-    """Return lower index, upper index and upper weight per target position (half-pixel centres)."""
-    scale = source / target
-    centre = (torch.arange(target, device=device, dtype=torch.float32) + 0.5) * scale - 0.5
-    centre = centre.clamp_min(0.0)
-    lower = centre.floor().long().clamp_max(source - 1)
-    upper = (lower + 1).clamp_max(source - 1)
-    return [lower, upper, centre - lower]
+
+@lru_cache(_SIZES)
+def bilinear_taps(source: int, target: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return lower index, upper index and upper weight per target position (half-pixel centres).
+
+    Sizes recur from image to image, and what was computed of the last ones is kept.
+    """
+    with torch.inference_mode(False):  # whatever mode the next caller is in
+        scale = source / target
+        centre = (torch.arange(target, device=device, dtype=torch.float32) + 0.5) * scale - 0.5
+        centre = centre.clamp_min(0.0)
+        lower = centre.floor().long().clamp_max(source - 1)
+        upper = (lower + 1).clamp_max(source - 1)
+        return lower, upper, centre - lower
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,7 @@ class RowTaps:
     weight: list[float]  # of the upper one
 
     @classmethod
+    @lru_cache(_SIZES)
     def of(cls, source: int, target: int) -> Self:
         """Resize `source` rows to `target`."""
         lower, upper, weight = bilinear_taps(source, target, torch.device("cpu"))
@@ -49,7 +59,7 @@ class RowTaps:
         return RowTaps(lower, upper, self.weight[rows])
 
 
-def resize_rows(values_HWQ: Tensor, down: RowTaps, across: list[Tensor]) -> Tensor:
+def resize_rows(values_HWQ: Tensor, down: RowTaps, across: Sequence[Tensor]) -> Tensor:
     """Return some rows and columns of bilinearly resized maps (T, W, Q); it shares no memory.
 
     `across` are `bilinear_taps` of the columns. Maps come last, so that all numbers of a pixel lie
@@ -62,16 +72,24 @@ def resize_rows(values_HWQ: Tensor, down: RowTaps, across: list[Tensor]) -> Tens
 
 
 def _rows(values_HWQ: Tensor, taps: RowTaps) -> Tensor:
-    shape = (len(taps.lower), *values_HWQ.shape[1:])
     if values_HWQ.device.type == "cpu":
-        # Row by row, without the copies that picking the rows would make.
-        resized_TWQ = values_HWQ.new_empty(shape)
-        sources = values_HWQ.unbind(0)
-        for row, lower, upper, weight in zip(
-            resized_TWQ.unbind(0), taps.lower, taps.upper, taps.weight, strict=True
-        ):
-            torch.lerp(sources[lower], sources[upper], weight, out=row)
-        return resized_TWQ
+        return rows_one_by_one(values_HWQ, taps)
+    return rows_at_once(values_HWQ, taps)
+
+
+def rows_one_by_one(values_HWQ: Tensor, taps: RowTaps) -> Tensor:
+    """Return the rows (T, W, Q), without the copies that picking their sources would make."""
+    resized_TWQ = values_HWQ.new_empty((len(taps.lower), *values_HWQ.shape[1:]))
+    sources = values_HWQ.unbind(0)
+    for row, lower, upper, weight in zip(
+        resized_TWQ.unbind(0), taps.lower, taps.upper, taps.weight, strict=True
+    ):
+        torch.lerp(sources[lower], sources[upper], weight, out=row)
+    return resized_TWQ
+
+
+def rows_at_once(values_HWQ: Tensor, taps: RowTaps) -> Tensor:
+    """Return the same in a few operations, as a GPU wants them."""
     device = values_HWQ.device
     lower_TWQ, upper_TWQ = (
         values_HWQ.index_select(0, torch.tensor(rows, device=device))
@@ -81,7 +99,7 @@ def _rows(values_HWQ: Tensor, taps: RowTaps) -> Tensor:
     return torch.lerp(lower_TWQ, upper_TWQ, weight_T11)
 
 
-def _columns(values_HWQ: Tensor, taps: list[Tensor]) -> Tensor:
+def _columns(values_HWQ: Tensor, taps: Sequence[Tensor]) -> Tensor:
     lower, upper, weight = taps
     lower_HWQ, upper_HWQ = (values_HWQ.index_select(1, index) for index in (lower, upper))
     return torch.lerp(lower_HWQ, upper_HWQ, weight[:, None])

@@ -4,7 +4,7 @@ Dimension key: Q proposals, K class names, D embedding, V valid proposals, H W p
 tile, P its pixels.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -205,7 +205,7 @@ class _ResizedMasks:
 
     masks: Tensor | SoftMasks  # (H, W, Q), or still to be made
     down: RowTaps
-    across: list[Tensor]
+    across: Sequence[Tensor]
 
     @classmethod
     def of(cls, masks: Tensor | SoftMasks, size: Size) -> "_ResizedMasks":

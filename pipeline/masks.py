@@ -170,11 +170,11 @@ class SoftMasks:
         return RowTaps.of(self.logits_Qhw.shape[1], self.padded[0])
 
     @cached_property
-    def _down(self) -> list[Tensor]:
+    def _down(self) -> tuple[Tensor, Tensor, Tensor]:
         return bilinear_taps(self.logits_Qhw.shape[1], self.padded[0], self.logits_Qhw.device)
 
     @cached_property
-    def _across(self) -> list[Tensor]:
+    def _across(self) -> tuple[Tensor, Tensor, Tensor]:
         return bilinear_taps(self.logits_Qhw.shape[2], self.padded[1], self.logits_Qhw.device)
 
 

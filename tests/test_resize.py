@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from pipeline.bilinear import resize_width
+from pipeline.bilinear import RowTaps, resize_width, rows_at_once, rows_one_by_one
 from pipeline.resize import padded_size, resize_image, resized_size
 
 
@@ -88,3 +88,16 @@ def test_lines_resized_as_a_picture_of_lines_are_the_same_numbers(shape, width):
         flat, size=(flat.shape[2], width), mode="bilinear", align_corners=False
     )
     assert torch.equal(resize_width(values, width), as_picture.reshape(*shape[:-1], width))
+
+
+@pytest.mark.parametrize("target, rows", [(13, slice(0, 13)), (40, slice(7, 31)), (3, slice(1, 3))])
+def test_rows_one_by_one_and_at_once_are_those_of_the_whole(target, rows):
+    values_HWQ = torch.randn((9, 4, 5))
+    whole_1QTW = interpolate(
+        values_HWQ.permute(2, 0, 1)[None], size=(target, 4), mode="bilinear", align_corners=False
+    )
+    taps = RowTaps.of(9, target)
+    needed_HWQ, own = values_HWQ[taps.needed(rows)], taps.within(rows)
+    for resize in (rows_one_by_one, rows_at_once):
+        found_QTW = resize(needed_HWQ, own).permute(2, 0, 1)
+        torch.testing.assert_close(found_QTW, whole_1QTW[0, :, rows])

@@ -10,6 +10,7 @@ S side of CLIP's square input, N its positions, A the four taps of the filter.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import torch
@@ -62,11 +63,12 @@ def crop_regions(
     not kept: what the reference does.
     """
     cutter = _Cutter.of(image_3HW, masks, settings, side, mean, std)
-    outer_Q4 = cutter.outer_boxes()
+    # On the host, where groups are made of them: a GPU is waited for here, and once a group.
+    outer_Q4 = cutter.outer_boxes().cpu()
     found_V = (outer_Q4[:, 2] > outer_Q4[:, 0]).nonzero()[:, 0]
     crops_V3SS = cutter.image_H3W.new_empty((len(found_V), 3, side, side))
     valid_Q = torch.zeros(len(outer_Q4), dtype=torch.bool, device=image_3HW.device)
-    boxes, count = [outer_Q4[:0]], 0
+    boxes, count = [outer_Q4[:0].to(image_3HW.device)], 0
     for group, columns in cutter.groups(outer_Q4[found_V]):
         proposals_V = found_V[group]
         queries_V, boxes_V4, part_V3SS = cutter.cut(proposals_V, outer_Q4[proposals_V], columns)
@@ -97,8 +99,7 @@ class _Cutter:
         mean: tuple[float, ...],
         std: tuple[float, ...],
     ) -> "_Cutter":
-        mean_311 = 255.0 * torch.tensor(mean, device=image_3HW.device)[:, None, None]
-        std_311 = 255.0 * torch.tensor(std, device=image_3HW.device)[:, None, None]
+        mean_311, std_311 = _colours(mean, image_3HW.device), _colours(std, image_3HW.device)
         fill_311 = mean_311 if settings.fill == "mean" else torch.zeros_like(mean_311)
         image_H3W = ((image_3HW.float() - fill_311) / std_311).transpose(0, 1).contiguous()
         return cls(image_H3W, (fill_311 - mean_311) / std_311, masks, settings, side)
@@ -118,7 +119,8 @@ class _Cutter:
     def groups(self, boxes_V4: Tensor) -> Iterator[tuple[slice, slice]]:
         """Yield as many regions in order as one table holds, and the columns that it needs."""
         grown = expand_boxes(boxes_V4, self.settings.expand_ratio, self.size).tolist()
-        budget = _TABLE_FLOATS // 3 * (1 if boxes_V4.device.type == "cpu" else _TIMES_ON_GPU)
+        on_cpu = self.image_H3W.device.type == "cpu"
+        budget = _TABLE_FLOATS // 3 * (1 if on_cpu else _TIMES_ON_GPU)
         start, rows, left, right = 0, 0, self.size[1], 0
         for index, (x0, y0, x1, y1) in enumerate(grown):
             # The table, and what remains of it after the first of the two gathers.
@@ -135,32 +137,35 @@ class _Cutter:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return which of some proposals are valid, their boxes, and their crops.
 
-        `outer_V4` are boxes that hold their masks, and `columns` holds those, grown.
+        `outer_V4` are boxes that hold their masks, and `columns` holds those, grown; on the host.
         """
         ratio, size = self.settings.expand_ratio, self.size
         _, first_V, _, stop_V = expand_boxes(outer_V4, ratio, size).unbind(1)
-        start_V = (stop_V - first_V).cumsum(0) - (stop_V - first_V)  # of a region in the table
-        region_R = torch.repeat_interleave(stop_V - first_V)
-        row_R = torch.arange(len(region_R), device=region_R.device) + (first_V - start_V)[region_R]
+        rows_V = stop_V - first_V
+        num_rows, start_V = int(rows_V.sum()), rows_V.cumsum(0) - rows_V  # of a region in the table
+        plan_4V = torch.stack([proposals_V, first_V, rows_V, start_V])
+        proposals_V, first_V, rows_V, start_V = plan_4V.to(self.image_H3W.device).unbind(0)
+        region_R = torch.repeat_interleave(rows_V, output_size=num_rows)
+        row_R = torch.arange(num_rows, device=region_R.device) + (first_V - start_V)[region_R]
         probs_RW = self._mask_rows(proposals_V[region_R], row_R, columns)
         inside_RW = (probs_RW > self.settings.mask_threshold).float()
         boxes_V4 = _tight_boxes(inside_RW, region_R, row_R, (len(proposals_V), size[0]))
-        valid_V = boxes_V4[:, 2] > 0
-        boxes_V4 = (boxes_V4 + boxes_V4.new_tensor([columns.start, 0] * 2))[valid_V]
+        valid_V = (boxes_V4[:, 2] > 0).nonzero()[:, 0]
+        boxes_V4 = boxes_V4[valid_V]
+        boxes_V4[:, 0::2] += columns.start
 
         blend_RW = probs_RW.float() if self.settings.matting else inside_RW
         table_R3W = self.image_H3W[..., columns].index_select(0, row_R).mul_(blend_RW[:, None])
-        x0_V, y0_V, x1_V, y1_V = expand_boxes(boxes_V4, ratio, size).unbind(1)
-        down_VNA, weights_VNA = _cubic_taps(y0_V, y1_V, self.side)
-        down_VNA += (start_V - first_V)[valid_V, None, None]
+        grown_V4 = expand_boxes(boxes_V4, ratio, size)
+        (down_VNA, across_VNA), (weights_VNA, across_weights_VNA) = _cubic_taps(grown_V4, self.side)
+        down_VNA = down_VNA + (start_V - first_V)[valid_V, None, None]
         rows_VNX = embedding_bag(
             down_VNA.flatten(0, 1),
             table_R3W.flatten(1),
             mode="sum",
             per_sample_weights=weights_VNA.flatten(0, 1),
         ).view(len(boxes_V4), 3 * self.side, blend_RW.shape[1])
-        across_VNA, weights_VNA = _cubic_taps(x0_V, x1_V, self.side)
-        crops_VN3S = _gather_columns(rows_VNX, across_VNA - columns.start, weights_VNA)
+        crops_VN3S = _gather_columns(rows_VNX, across_VNA - columns.start, across_weights_VNA)
         crops_V3SS = crops_VN3S.view(-1, self.side, 3, self.side).transpose(1, 2) + self.fill_311
         return proposals_V[valid_V], boxes_V4, crops_V3SS
 
@@ -181,20 +186,30 @@ def _tight_boxes(
     return boxes_around(rows_VH, columns_VW > 0)
 
 
-def _cubic_taps(start_V: Tensor, stop_V: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Return source positions and weights (V, N, A) of a bicubic resize of [start, stop) to `side`.
+@cache
+def _colours(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return CLIP's colours as those of an 8-bit image (3, 1, 1)."""
+    with torch.inference_mode(False):  # it is kept beyond the caller's mode
+        return 255.0 * torch.tensor(values, device=device)[:, None, None]
 
-    Half-pixel centres; positions are clamped to the interval.
+
+def _cubic_taps(boxes_V4: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Return places in the image and weights, both (2, V, N, A), of a bicubic resize of boxes to
+    `side`: down, then across.
+
+    Half-pixel centres; places are clamped to the box.
     """
-    scale_V1 = ((stop_V - start_V) / side)[:, None]
-    centre_VN = (torch.arange(side, device=start_V.device) + 0.5) * scale_V1 - 0.5
-    base_VN = centre_VN.floor()
-    t = centre_VN - base_VN
-    weights = [_far(t + 1), _near(t), _near(1 - t), _far(2 - t)]
-    offset_A = torch.arange(-1, 3, device=start_V.device)
-    last_V11 = (stop_V - start_V - 1)[:, None, None]
-    taps_VNA = (base_VN.long()[..., None] + offset_A).clamp_min(0).minimum(last_V11)
-    return taps_VNA + start_V[:, None, None], torch.stack(weights, dim=2)
+    start_2V, stop_2V = boxes_V4.T.reshape(2, 2, -1).flip(1).unbind(0)
+    scale_2V1 = ((stop_2V - start_2V) / side)[..., None]
+    centre_2VN = (torch.arange(side, device=boxes_V4.device) + 0.5) * scale_2V1 - 0.5
+    base_2VN = centre_2VN.floor()
+    t = centre_2VN - base_2VN
+    outer, inner = _far(torch.stack([t + 1, 2 - t])), _near(torch.stack([t, 1 - t]))
+    weights_2VNA = torch.stack([outer[0], inner[0], inner[1], outer[1]], dim=3)
+    offset_A = torch.arange(-1, 3, device=boxes_V4.device)
+    last_2V11 = (stop_2V - start_2V - 1)[..., None, None]
+    places_2VNA = (base_2VN.long()[..., None] + offset_A).clamp_min(0).minimum(last_2V11)
+    return places_2VNA + start_2V[..., None, None], weights_2VNA
 
 
 def _near(distance: Tensor) -> Tensor:
@@ -225,5 +240,6 @@ def expand_boxes(boxes_V4: Tensor, ratio: float, size: Size) -> Tensor:
     low_V2, high_V2 = boxes_V4[:, :2].double(), boxes_V4[:, 2:].double()
     centre_V2, half_V2 = (low_V2 + high_V2) / 2, (high_V2 - low_V2) * ratio / 2
     grown_V4 = torch.cat([centre_V2 - half_V2, centre_V2 + half_V2], dim=1).long()
-    limit_4 = torch.tensor([width, height] * 2, device=boxes_V4.device)
-    return grown_V4.clamp_min(0).minimum(limit_4)
+    grown_V4[:, 0::2].clamp_(0, width)
+    grown_V4[:, 1::2].clamp_(0, height)
+    return grown_V4

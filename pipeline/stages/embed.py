@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.masks import Precision
 from pipeline.models import RegionEmbedder, find_classifier
 from pipeline.models.clip import Clip, ClipSource
-from pipeline.models.device import pick_device, send
+from pipeline.models.device import fetch, pick_device, send
 from pipeline.stages.finite import check_finite
 from pipeline.stages.rows import Row, image_of, isolate_live, rows_of
 from pipeline.stages.soft_masks import kept_on_gpu, masks_of
@@ -69,14 +71,19 @@ class Embed:
             (_pixels(row), masks_of(row, self.precision, self.divisor)) for row in rows
         )
         check_finite("CLIP's vectors", (regions.clip_embeds_VD for regions in found))
+        valid = _fetched([regions.valid_Q for regions in found])
+        embeds = _fetched([regions.clip_embeds_VD.float() for regions in found])
         return [
-            {
-                **row,
-                "valid": regions.valid_Q.cpu().numpy().tobytes(),
-                "clip_embeds": regions.clip_embeds_VD.float().cpu().numpy().tobytes(),
-            }
-            for row, regions in zip(rows, found, strict=True)
+            {**row, "valid": one.tobytes(), "clip_embeds": vectors.tobytes()}
+            for row, one, vectors in zip(rows, valid, embeds, strict=True)
         ]
+
+
+def _fetched(parts: list[Tensor]) -> list[NDArray[Any]]:
+    """Return tensors in the memory of the host; a GPU is waited for once."""
+    # An image without regions has vectors of no length.
+    whole = fetch(torch.cat([part for part in parts if len(part)] or parts))
+    return np.split(whole, np.cumsum([len(part) for part in parts])[:-1])
 
 
 def _pixels(row: Row) -> Tensor:

@@ -156,12 +156,8 @@ class Label:
 
     def _pixel_tiles(self, row: Row) -> Iterator[ScoreTile]:
         embeds_Dhw = pixel_embeds(row, self.precision, self.query_text_KD.shape[1])
-        device = embeds_Dhw.device
         scorer = PixelScorer(
-            torch.from_numpy(self.query_text_KD).to(device),
-            self._region_probs(row),
-            None if self.seen is None else torch.tensor(self.seen, device=device),
-            self.ensemble_weight,
+            self._query_text_KD, self._region_probs(row), self._seen_K, self.ensemble_weight
         )
         image_size, size = (row["image_height"], row["image_width"]), (row["height"], row["width"])
         return pixel_score_tiles(embeds_Dhw, scorer, image_size, size)
@@ -181,19 +177,19 @@ class Label:
         query_QK = None
         if row["query_embeds"] is not None:
             query_embeds_QD = _floats(row, "query_embeds").reshape(-1, num_dims)
-            text_KD = torch.from_numpy(self.query_text_KD).to(device)
-            query_QK = query_probs(query_embeds_QD, text_KD, _floats(row, "void_logits"))
+            query_QK = query_probs(
+                query_embeds_QD, self._query_text_KD, _floats(row, "void_logits")
+            )
         valid_Q = torch.ones(row["n_proposals"], dtype=torch.bool, device=device)
         if row["clip_embeds"] is not None:
             valid_Q = torch.from_numpy(np.frombuffer(row["valid"], dtype=np.bool_).copy())
             valid_Q = valid_Q.to(device)
-        seen_K = None if self.seen is None else torch.tensor(self.seen, device=device)
         region_VK = self._region_probs(row)
         fused_QK = fuse(
             query_QK,
             region_VK,
             valid_Q,
-            seen_K,
+            self._seen_K,
             self.ensemble_weight,
             keep_invalid=self.keep_invalid,
         )
@@ -204,9 +200,23 @@ class Label:
     def _region_probs(self, row: Row) -> Tensor | None:
         if row["clip_embeds"] is None:
             return None
-        text_KD = torch.from_numpy(self.region_text_KD).to(pick_device())
-        clip_embeds_VD = _floats(row, "clip_embeds").reshape(-1, text_KD.shape[1])
-        return region_probs(clip_embeds_VD, text_KD, self.logit_scale)
+        num_dims = self.region_text_KD.shape[1]
+        clip_embeds_VD = _floats(row, "clip_embeds").reshape(-1, num_dims)
+        return region_probs(clip_embeds_VD, self._region_text_KD, self.logit_scale)
+
+    # What all images are compared with is sent to the device once.
+
+    @cached_property
+    def _query_text_KD(self) -> Tensor:
+        return torch.from_numpy(self.query_text_KD).to(pick_device())
+
+    @cached_property
+    def _region_text_KD(self) -> Tensor:
+        return torch.from_numpy(self.region_text_KD).to(pick_device())
+
+    @cached_property
+    def _seen_K(self) -> Tensor | None:
+        return None if self.seen is None else torch.tensor(self.seen, device=pick_device())
 
 
 def _floats(row: Row, name: str) -> Tensor:
