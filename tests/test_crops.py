@@ -6,7 +6,7 @@ import torch
 
 import pipeline.models.crops
 from pipeline.masks import SoftMasks
-from pipeline.models.crop_classifier import CropClassifier
+from pipeline.models.crop_classifier import CropClassifier, batches_of
 from pipeline.models.crops import CropSettings, crop_regions, expand_boxes
 from tests.helpers import draw
 
@@ -238,3 +238,15 @@ def test_crops_go_in_smaller_batches_where_the_gpu_is_too_small():
     assert all(torch.equal(one.clip_embeds_VD, expected.clip_embeds_VD) for one in two)
     with pytest.raises(torch.OutOfMemoryError):
         CropClassifier(SmallMemory(0), CropSettings(), 4).embed([(image_3HW, masks_QHW)])
+
+
+@pytest.mark.parametrize("counts", [(), (0,), (3,), (4, 0, 4), (1, 1, 1, 6, 0, 9), (0, 11, 2)])
+def test_batches_are_the_same_rows_in_order(counts):
+    numbers = torch.arange(sum(counts)).float()
+    found = list(batches_of(iter(numbers.split(list(counts))), 4))
+    assert [len(batch) for batch in found[:-1]] == [4] * (len(found) - 1)
+    assert all(1 <= len(batch) <= 4 for batch in found)
+    assert torch.equal(torch.cat([numbers[:0], *found]), numbers)
+    # What lies in one tensor already is not copied.
+    if counts == (4, 0, 4):
+        assert [batch.data_ptr() for batch in found] == [numbers.data_ptr(), numbers[4:].data_ptr()]

@@ -1,7 +1,7 @@
 """The paper's region classifier: every masked crop through CLIP (spec 2.4, 2.5)."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import torch
@@ -28,29 +28,28 @@ class CropClassifier:
     @torch.inference_mode()
     def embed(self, regions: Iterable[tuple[Tensor, Tensor | SoftMasks]]) -> list[RegionEmbeds]:
         """Return the CLIP vectors of every image's valid proposals."""
-        valid, counts, waiting, embeds = [], [], [], []
-        for image_3HW, masks in regions:
-            cut = crop_regions(
-                image_3HW,
-                masks,
-                self._settings,
-                side=self._clip.side,
-                mean=self._clip.mean,
-                std=self._clip.std,
-            )
-            valid.append(cut.valid_Q)
-            counts.append(len(cut.crops_V3SS))
-            waiting.append(cut.crops_V3SS)
-            if sum(map(len, waiting)) >= self._crop_batch:
-                crops_N3SS = torch.cat(waiting)
-                whole = len(crops_N3SS) - len(crops_N3SS) % self._crop_batch
-                embeds.append(self._encode(crops_N3SS[:whole]))
-                waiting = [crops_N3SS[whole:]]
+        valid: list[Tensor] = []
+        counts: list[int] = []
+
+        def crops() -> Iterator[Tensor]:
+            for image_3HW, masks in regions:
+                cut = crop_regions(
+                    image_3HW,
+                    masks,
+                    self._settings,
+                    side=self._clip.side,
+                    mean=self._clip.mean,
+                    std=self._clip.std,
+                )
+                valid.append(cut.valid_Q)
+                counts.append(len(cut.crops_V3SS))
+                yield cut.crops_V3SS
+
+        embeds = [self._encode(batch) for batch in batches_of(crops(), self._crop_batch)]
         if not valid:
             return []
-        embeds.append(self._encode(torch.cat(waiting)))
-        embeds_ND = torch.cat([part for part in embeds if len(part)] or embeds)
-        parts = torch.split(embeds_ND, counts)
+        nothing = torch.zeros((0, 0), device=valid[0].device)
+        parts = torch.split(torch.cat(embeds) if embeds else nothing, counts)
         return [RegionEmbeds(*pair) for pair in zip(valid, parts, strict=True)]
 
     def _encode(self, crops_N3SS: Tensor) -> Tensor:
@@ -68,6 +67,27 @@ class CropClassifier:
             logger.warning("out of GPU memory: %d crops a batch from now on", self._crop_batch)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+
+def batches_of(parts: Iterable[Tensor], count: int) -> Iterator[Tensor]:
+    """Yield all rows of some tensors, `count` at a time, the last ones fewer.
+
+    Only a batch of rows of several tensors is a copy.
+    """
+    waiting: list[Tensor] = []
+    for part in parts:
+        missing = count - sum(map(len, waiting))
+        while len(part) >= missing:
+            yield _joined([*waiting, part[:missing]])
+            waiting, part, missing = [], part[missing:], count
+        if len(part):
+            waiting.append(part)
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _settings(config: ClassifierSettings) -> CropSettings:

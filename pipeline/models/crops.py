@@ -101,7 +101,8 @@ class _Cutter:
     ) -> "_Cutter":
         mean_311, std_311 = _colours(mean, image_3HW.device), _colours(std, image_3HW.device)
         fill_311 = mean_311 if settings.fill == "mean" else torch.zeros_like(mean_311)
-        image_H3W = ((image_3HW.float() - fill_311) / std_311).transpose(0, 1).contiguous()
+        image_H3W = image_3HW.transpose(0, 1).contiguous().float() - fill_311[..., 0]
+        image_H3W /= std_311[..., 0]
         return cls(image_H3W, (fill_311 - mean_311) / std_311, masks, settings, side)
 
     @property
@@ -157,16 +158,17 @@ class _Cutter:
         blend_RW = probs_RW.float() if self.settings.matting else inside_RW
         table_R3W = self.image_H3W[..., columns].index_select(0, row_R).mul_(blend_RW[:, None])
         grown_V4 = expand_boxes(boxes_V4, ratio, size)
-        (down_VNA, across_VNA), (weights_VNA, across_weights_VNA) = _cubic_taps(grown_V4, self.side)
-        down_VNA = down_VNA + (start_V - first_V)[valid_V, None, None]
-        rows_VNX = embedding_bag(
-            down_VNA.flatten(0, 1),
-            table_R3W.flatten(1),
-            mode="sum",
-            per_sample_weights=weights_VNA.flatten(0, 1),
-        ).view(len(boxes_V4), 3 * self.side, blend_RW.shape[1])
-        crops_VN3S = _gather_columns(rows_VNX, across_VNA - columns.start, across_weights_VNA)
-        crops_V3SS = crops_VN3S.view(-1, self.side, 3, self.side).transpose(1, 2) + self.fill_311
+        places_2VNA, weights_2VNA = _cubic_taps(grown_V4, self.side)
+        down_VNA = places_2VNA[0] + (start_V - first_V)[valid_V, None, None]
+        rows_VNX = _weighted(table_R3W.flatten(1), down_VNA, weights_2VNA[0])
+        # Columns side by side, so that each is one piece of memory.
+        width = blend_RW.shape[1]
+        columns_CX = rows_VNX.view(len(boxes_V4), -1, width).transpose(1, 2).flatten(0, 1)
+        start_V = torch.arange(len(boxes_V4), device=region_R.device) * width - columns.start
+        across_VNA = places_2VNA[1] + start_V[:, None, None]
+        crops_VNX = _weighted(columns_CX, across_VNA, weights_2VNA[1])
+        crops_VNN3 = crops_VNX.view(-1, self.side, self.side, 3)
+        crops_V3SS = crops_VNN3.permute(0, 3, 2, 1) + self.fill_311
         return proposals_V[valid_V], boxes_V4, crops_V3SS
 
     def _mask_rows(self, proposals_R: Tensor, rows_R: Tensor, columns: slice) -> Tensor:
@@ -223,15 +225,12 @@ def _far(distance: Tensor) -> Tensor:
     return ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
 
 
-def _gather_columns(rows_VXW: Tensor, taps_VNA: Tensor, weights_VNA: Tensor) -> Tensor:
-    """Return (V, X, N): four columns of every region's rows, weighted and added."""
-    shape = (-1, rows_VXW.shape[1], -1)
-    total_VXN = torch.zeros(1, device=rows_VXW.device)
-    for tap_V1N, weight_V1N in zip(
-        taps_VNA[:, None].unbind(3), weights_VNA[:, None].unbind(3), strict=True
-    ):
-        total_VXN = total_VXN + rows_VXW.gather(2, tap_V1N.expand(shape)) * weight_V1N
-    return total_VXN
+def _weighted(lines_RX: Tensor, places_VNA: Tensor, weights_VNA: Tensor) -> Tensor:
+    """Return (V, N, X): for every position the sum of a few lines, weighted."""
+    sums = embedding_bag(
+        places_VNA.flatten(0, 1), lines_RX, mode="sum", per_sample_weights=weights_VNA.flatten(0, 1)
+    )
+    return sums.view(*places_VNA.shape[:2], -1)
 
 
 def expand_boxes(boxes_V4: Tensor, ratio: float, size: Size) -> Tensor:
