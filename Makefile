@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format lock weights bench bench-pipeline bench-engine bench-read-ahead bench-host bench-gpu bench-approximate bench-exact bench-half bench-passes bench-memory \
+.PHONY: demo test check format lock weights bench bench-pipeline bench-engine bench-read-ahead bench-host bench-gpu bench-approximate bench-exact bench-bf16 bench-half bench-passes bench-memory \
   bench-limits bench-scaling bench-precision bench-vocabulary bench-trust bench-promise bench-decoder bench-planning bench-incremental fuzz photos \
   chaos cluster-test soak ablations clean
 
@@ -29,6 +29,9 @@ weights: $(INSTALLED)  ## train the embedded tiny models again, from nothing
 
 bench-exact: $(INSTALLED)  ## the exact path against an eager loop, stage by stage (needs the sample data)
 	@$(BIN)/python -m tests.bench.exact_path
+
+bench-bf16: $(INSTALLED)  ## both networks in bf16 against fp32, end to end (needs the sample data)
+	@$(BIN)/python -m tests.bench.bf16
 
 bench: $(INSTALLED)  ## the set of benchmarks, under 40 minutes; ends with one line of JSON
 	@$(BIN)/python -m tests.bench

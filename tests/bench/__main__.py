@@ -25,9 +25,9 @@ from tests.bench.plot import RESULTS, draw
 SET: Final[Mapping[tuple[str, ...], Mapping[str, str]]] = {
     ("exact_path", "2", "3"): {
         "exact_non_clip_speedup": "exact_non_clip_speedup",
-        "bf16_speedup": "bf16_speedup",
-        "bf16_agreement": "bf16_agreement",
+        "exact_non_network_speedup": "exact_non_network_speedup",
     },
+    ("bf16", "2"): {"bf16_speedup": "bf16_speedup", "bf16_agreement": "bf16_agreement"},
     ("pipeline", "24"): {
         "pipeline_over_bare_stages": "pipeline_over_bare_stages",
         "naive_ray_ratio": "naive_ray_ratio",

@@ -12,7 +12,7 @@ class of their own, so that an image has many segments. Both ways are given the 
 
 Everything runs in this process on one thread, one way after the other, `rounds` times; ratios are
 medians over the rounds, of CPU seconds. CLIP's forward pass, the same work in both, is run in the
-first round only. The exact path runs once more with both networks in half precision.
+first round only. Half precision has a benchmark of its own, `tests.bench.bf16`.
 """
 
 import json
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -108,10 +108,10 @@ class Bench:
         save_proposer(self.proposer)
         self.clip = str(folder / "clip.safetensors")
         save_file(open_clip.create_model("ViT-B-16").state_dict(), self.clip)
-        self.eager = self._eager()
-        self.exact = self._exact("fp32")
 
-    def _eager(self) -> Eager:
+    @cached_property
+    def eager(self) -> Eager:
+        """The straightforward way."""
         clip = Clip.load(ClipSource("ViT-B-16", self.clip))
         eager = Eager(
             MaskFormer.load(self.proposer),
@@ -124,7 +124,13 @@ class Bench:
         clip.model.visual = Replayed(clip.model.visual)
         return eager
 
-    def _exact(self, precision: str) -> "Exact":
+    @cached_property
+    def exact(self) -> "Exact":
+        """The pipeline's."""
+        return self.path("fp32")
+
+    def path(self, precision: str) -> "Exact":
+        """Return the pipeline's stages with both networks in a precision."""
         classify = make_classify(
             ClipSource("ViT-B-16", self.clip, precision), self.text_KD.numpy(),
             tuple(f"class {index}" for index in range(CLASSES)), precision="float32",
@@ -135,10 +141,9 @@ class Bench:
         )
 
     def pairs(self, rounds: int, until: float) -> dict[str, Any]:
-        """Return ratios of the exact path to the eager loop, and of half precision to single."""
+        """Return ratios of the exact path to the eager loop."""
         eager_seconds, eager_maps = self.run_eager(replay=False)
         exact_seconds, exact_maps = self.exact.run(self.images, replay=False)
-        half, half_maps = self._exact("bf16").run(self.images, replay=False)
         seconds = [(eager_seconds, exact_seconds)]
         while len(seconds) < rounds and time.monotonic() < until:
             eager_seconds, _ = self.run_eager(replay=True)
@@ -152,15 +157,11 @@ class Bench:
             "segments_per_image": sum(len(np.unique(one)) for one in exact_maps) / len(exact_maps),
             "eager_s_per_image": self.per_image(first_eager),
             "exact_s_per_image": self.per_image(first_exact),
-            "bf16_s_per_image": self.per_image(half),
             "stage_ratio": stage_ratios(seconds),
             "exact_non_clip_speedup": ratio(seconds, NOT_CLIP),
             "exact_non_network_speedup": ratio(seconds, NOT_CLIP[1:]),
             "exact_speedup": round(first_eager.total() / first_exact.total(), 3),
             "exact_pixel_agreement": agreement(eager_maps, exact_maps),
-            "bf16_speedup": round(first_exact.total() / half.total(), 3),
-            "bf16_non_clip_speedup": ratio([(first_eager, half)], NOT_CLIP),
-            "bf16_agreement": agreement(exact_maps, half_maps),
         }
 
     def per_image(self, seconds: Any) -> dict[str, float]:
