@@ -1,7 +1,8 @@
 """The passes of an annotation run: which stages, where they run, and what goes through them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from jobs.annotation_plan import AnnotationPlan
 from jobs.annotation_pools import Pools
@@ -11,7 +12,7 @@ from pipeline.fusion import LOGIT_SCALE
 from pipeline.machines import Device
 from pipeline.models import find_classifier
 from pipeline.models.clip import Clip, ClipSource, text_vectors
-from pipeline.models.device import num_gpus, pick_device
+from pipeline.models.device import computes_quickly, num_gpus, pick_device
 from pipeline.prompts import Prompts
 from pipeline.stages.classify import Classify
 from pipeline.stages.embed import Embed
@@ -23,6 +24,8 @@ from pipeline.text_vectors import Texts, write_texts
 from pipeline.work_units import Units, Work
 from schemas.manifest import Encoding
 from schemas.vocabulary import Vocabulary
+
+T = TypeVar("T")
 
 # A part is what a run that is cut short loses at most, of each write at work: half a per cent of a
 # small run, less of a large one, but a corpus should not become millions of them before they are
@@ -75,6 +78,9 @@ def run_flows(
     texts = run_texts(plan, devices[1])
     if config.keep_embeddings:
         write_texts(config.output, plan.fingerprints.label, texts)
+    if work.fetch.images or work.reclassify.images:
+        for remark in slow_precisions(plan, devices):
+            progress.say(remark)
     stages = Stages.of(plan, texts, run_id)
     pools = Pools.at_start(config, devices)
 
@@ -138,13 +144,37 @@ def part_rows(images: int, rows_per_file: int, keep_embeddings: Encoding | None)
     return min(most, rows)
 
 
+def slow_precisions(plan: AnnotationPlan, devices: tuple[Device, Device]) -> Iterator[str]:
+    """Yield a remark per pool of CPUs that was asked for half precision and has no units for it."""
+    config = plan.config
+    asked = (
+        ("--proposer-precision", config.proposer_precision),
+        ("--clip-precision", config.clip_precision),
+    )
+    for (option, precision), device in zip(asked, devices, strict=True):
+        if precision == "fp32" or device.num_gpus:
+            continue
+        if not _where_it_will_be(plan, device, computes_quickly, precision):
+            yield (
+                f"{option} {precision}: these CPUs have no units for it, and take several times as "
+                "long as with fp32"
+            )
+
+
 def run_texts(plan: AnnotationPlan, device: Device) -> Texts:
     """Return the text vectors of a run: computed here, or where a classifier would be."""
-    arguments = plan.clip, plan.vocabulary, (plan.query_prompts, plan.region_prompts)
+    prompts = plan.query_prompts, plan.region_prompts
+    return _where_it_will_be(plan, device, encode_vocabulary, plan.clip, plan.vocabulary, prompts)
+
+
+def _where_it_will_be(
+    plan: AnnotationPlan, device: Device, work: Callable[..., T], *arguments: Any
+) -> T:
+    """Call a function here, or on a machine like those of a pool."""
     if plan.config.address == "local" and not num_gpus():
         # A worker would load the same libraries once more, and compute on the same cores.
-        return encode_vocabulary(*arguments)
-    return runtime.run_task(encode_vocabulary, *arguments, device=device)
+        return work(*arguments)
+    return runtime.run_task(work, *arguments, device=device)
 
 
 def encode_vocabulary(

@@ -7,6 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+import jobs.annotation_flows
+import pipeline.models.device
+from jobs.annotation_flows import slow_precisions
+from pipeline.machines import Device
+from pipeline.models.device import computes_quickly
 from pipeline.models.half_precision import lower
 from pipeline.models.maskformer import BackboneConfig, MaskFormer, MaskFormerConfig
 from pipeline.models.resnet import FrozenNorm
@@ -92,3 +97,27 @@ def test_only_half_precision_changes_fingerprints_and_a_network_is_needed():
         ModelError, match=r"proposer_precision is bf16, .*'felzenszwalb' has no net"
     ):
         plan(proposer="felzenszwalb", proposer_precision="bf16")
+
+
+@pytest.mark.parametrize(
+    "units, quick",
+    [
+        ({"avx512_bf16": False, "amx_bf16": True, "avx2": True}, True),
+        ({"avx512_bf16": False, "amx_bf16": False, "avx2": True}, False),
+        ({"avx2": True}, True),
+    ],
+    ids=["has", "has none", "not known"],
+)
+def test_cpus_without_units_for_half_precision_are_told(monkeypatch, units, quick):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+    monkeypatch.setattr(pipeline.models.device, "pick_device", lambda: "cpu")
+    monkeypatch.setattr(jobs.annotation_flows, "num_gpus", lambda: 0)
+    assert computes_quickly("bf16") == quick
+    assert computes_quickly("fp32")
+    on_cpu, on_gpu = Device(0.0), Device(1.0)
+    asked = plan(proposer_precision="bf16", clip_precision="bf16", address="local")
+    remarks = list(slow_precisions(asked, (on_cpu, on_cpu)))
+    options = [remark.split(":")[0] for remark in remarks]
+    assert options == ([] if quick else ["--proposer-precision bf16", "--clip-precision bf16"])
+    assert len(list(slow_precisions(asked, (on_gpu, on_cpu)))) == (not quick)
+    assert not list(slow_precisions(plan(address="local"), (on_cpu, on_cpu)))

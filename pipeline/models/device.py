@@ -22,6 +22,19 @@ def pick_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def computes_quickly(precision: str) -> bool:
+    """Say whether this process's device has units for a key of PRECISIONS.
+
+    Without them a CPU takes several times as long as in fp32. True where torch does not know.
+    """
+    if precision == "fp32" or pick_device() != "cpu":
+        return True
+    # Such as "avx512_bf16", "amx_bf16", "amx_fp16"; not in every torch of our range.
+    units: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    known = [has for name, has in units.items() if name.endswith(precision)]
+    return not known or any(known)
+
+
 def send(values: NDArray[Any], device: torch.device | str) -> torch.Tensor:
     """Return a copy of an array on a device.
 
