@@ -250,3 +250,15 @@ def test_batches_are_the_same_rows_in_order(counts):
     # What lies in one tensor already is not copied.
     if counts == (4, 0, 4):
         assert [batch.data_ptr() for batch in found] == [numbers.data_ptr(), numbers[4:].data_ptr()]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_regions_none_of_which_holds_a_pixel_have_no_crops(count):
+    """Each is above the threshold at a node of its grid, which is between four pixels."""
+    logits_Qhw = torch.full((count, 8, 8), -9.0)
+    logits_Qhw[:, 3, 3] = 0.01
+    between = SoftMasks(logits_Qhw, (32, 32), (32, 32))
+    assert (between.outer_boxes(0.5)[:, 2] > 0).all()
+    found = cut(torch.zeros((3, 32, 32), dtype=torch.uint8), between)
+    assert not found.valid_Q.any()
+    assert found.boxes_V4.shape == (0, 4) and len(found.crops_V3SS) == 0

@@ -163,7 +163,8 @@ class _Cutter:
         rows_VNX = _weighted(table_R3W.flatten(1), down_VNA, weights_2VNA[0])
         # Columns side by side, so that each is one piece of memory.
         width = blend_RW.shape[1]
-        columns_CX = rows_VNX.view(len(boxes_V4), -1, width).transpose(1, 2).flatten(0, 1)
+        rows_VXW = rows_VNX.view(len(boxes_V4), 3 * self.side, width)
+        columns_CX = rows_VXW.transpose(1, 2).flatten(0, 1)
         start_V = torch.arange(len(boxes_V4), device=region_R.device) * width - columns.start
         across_VNA = places_2VNA[1] + start_V[:, None, None]
         crops_VNX = _weighted(columns_CX, across_VNA, weights_2VNA[1])
@@ -230,7 +231,7 @@ def _weighted(lines_RX: Tensor, places_VNA: Tensor, weights_VNA: Tensor) -> Tens
     sums = embedding_bag(
         places_VNA.flatten(0, 1), lines_RX, mode="sum", per_sample_weights=weights_VNA.flatten(0, 1)
     )
-    return sums.view(*places_VNA.shape[:2], -1)
+    return sums.view(*places_VNA.shape[:2], lines_RX.shape[1])
 
 
 def expand_boxes(boxes_V4: Tensor, ratio: float, size: Size) -> Tensor:
