@@ -29,7 +29,7 @@ class Contenders:
     """The bounds of an image's class scores, block by block."""
 
     class_scores_QK: Tensor
-    logits_hwQ: Tensor
+    masks: SoftMasks
     columns_BN: Tensor  # of the nodes that a pixel of a block can lie between
 
     @classmethod
@@ -43,11 +43,11 @@ class Contenders:
         in_a_row = 2 + math.ceil(masks.logits_Qhw.shape[2] / masks.padded[1])
         starts_B1 = torch.arange(-1, reached, _COLUMNS, device=device)[:, None]
         columns_BN = starts_B1 + torch.arange(_COLUMNS + in_a_row - 1, device=device)
-        return cls(class_scores_QK, masks.logits_hwQ, columns_BN.clamp(0, reached - 1))
+        return cls(class_scores_QK, masks, columns_BN.clamp(0, reached - 1))
 
-    def among(self, nodes: slice) -> Tensor:
-        """Return the classes (C,), ascending, that contend where some rows of nodes decide."""
-        nodes_hwQ = self.logits_hwQ[nodes]
+    def among(self, rows: slice) -> Tensor:
+        """Return the classes (C,), ascending, that contend where some rows of the masks decide."""
+        nodes_hwQ = self.masks.nodes(rows)
         least_BQ = self._blocks(nodes_hwQ.amin(dim=0)).amin(dim=1).sigmoid()
         greatest_BQ = self._blocks(nodes_hwQ.amax(dim=0)).amax(dim=1).sigmoid()
         least_BK = least_BQ @ self.class_scores_QK

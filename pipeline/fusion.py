@@ -190,7 +190,7 @@ def score_tiles(
         count = rows_per_tile(width * sum(scores_KQ.shape), scores_KQ.device)
         rows = slice(top, min(top + count, height))
         if contenders is not None:
-            classes_K = contenders.among(resized.nodes(rows))
+            classes_K = contenders.among(resized.down.needed(rows))
             scores_KQ = class_scores_KQ[classes_K]
         masks_TWQ = resized.rows(rows)
         scores_KP = scores_KQ @ masks_TWQ.flatten(0, 1).T
@@ -216,11 +216,6 @@ class _ResizedMasks:
             (height, width), device = masks.shape[:2], masks.device
         down = RowTaps.of(height, size[0])
         return cls(masks, down, bilinear_taps(width, size[1], device))
-
-    def nodes(self, rows: slice) -> slice:
-        """Return the rows of the grid that some rows lie between, of masks still to be made."""
-        assert isinstance(self.masks, SoftMasks)
-        return self.masks.nodes(self.down.needed(rows))
 
     def rows(self, rows: slice) -> Tensor:
         """Return some rows of every mask (T, W, Q)."""

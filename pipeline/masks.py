@@ -86,9 +86,9 @@ class SoftMasks:
         """Return all soft masks (Q, H, W)."""
         return mask_probs(self.logits_Qhw, self.padded, self.size)
 
-    def nodes(self, rows: slice) -> slice:
-        """Return the rows of the grid that some rows of the image lie between."""
-        return self._row_taps.needed(rows)
+    def nodes(self, rows: slice) -> Tensor:
+        """Return the grid's rows (h, w, Q) of logits that some rows of the image lie between."""
+        return self._logits_hwQ[self._row_taps.needed(rows)]
 
     def reached_columns(self) -> int:
         """Return how many columns of the grid the image reaches; what follows is padding."""
@@ -96,9 +96,8 @@ class SoftMasks:
 
     def rows(self, rows: slice) -> Tensor:
         """Return some rows of every mask, the masks last (T, W, Q)."""
-        nodes_hwQ = self.logits_hwQ[self.nodes(rows)]
         across = [tap[: self.size[1]] for tap in self._across]
-        return resize_rows(nodes_hwQ, self._row_taps.within(rows), across).sigmoid_()
+        return resize_rows(self.nodes(rows), self._row_taps.within(rows), across).sigmoid_()
 
     def rows_of(self, proposals_R: Tensor, rows_R: Tensor, columns: slice) -> Tensor:
         """Return some columns of rows (R, W), each row of the proposal beside it."""
@@ -161,19 +160,20 @@ class SoftMasks:
         return found_Q
 
     @cached_property
-    def logits_hwQ(self) -> Tensor:
-        """The same logits, the masks last."""
+    def _logits_hwQ(self) -> Tensor:
         return self.logits_Qhw.permute(1, 2, 0).contiguous()
 
-    @cached_property
+    # Whoever makes taps keeps those of the last sizes.
+
+    @property
     def _row_taps(self) -> RowTaps:
         return RowTaps.of(self.logits_Qhw.shape[1], self.padded[0])
 
-    @cached_property
+    @property
     def _down(self) -> tuple[Tensor, Tensor, Tensor]:
         return bilinear_taps(self.logits_Qhw.shape[1], self.padded[0], self.logits_Qhw.device)
 
-    @cached_property
+    @property
     def _across(self) -> tuple[Tensor, Tensor, Tensor]:
         return bilinear_taps(self.logits_Qhw.shape[2], self.padded[1], self.logits_Qhw.device)
 

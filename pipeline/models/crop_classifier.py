@@ -1,7 +1,7 @@
 """The paper's region classifier: every masked crop through CLIP (spec 2.4, 2.5)."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import torch
@@ -86,8 +86,8 @@ def batches_of(parts: Iterable[Tensor], count: int) -> Iterator[Tensor]:
         yield _joined(waiting)
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _settings(config: ClassifierSettings) -> CropSettings:

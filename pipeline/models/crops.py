@@ -10,7 +10,6 @@ S side of CLIP's square input, N its positions, A the four taps of the filter.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Final
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from pipeline.masks import SoftMasks, boxes_around
+from pipeline.models.device import per_channel
 from pipeline.resize import Size
 
 # Bound on the floats of one table: what stays in a core's cache; a GPU wants fewer and larger ones.
@@ -99,7 +99,9 @@ class _Cutter:
         mean: tuple[float, ...],
         std: tuple[float, ...],
     ) -> "_Cutter":
-        mean_311, std_311 = _colours(mean, image_3HW.device), _colours(std, image_3HW.device)
+        mean_311, std_311 = (
+            255.0 * per_channel(values, image_3HW.device) for values in (mean, std)
+        )
         fill_311 = mean_311 if settings.fill == "mean" else torch.zeros_like(mean_311)
         image_H3W = image_3HW.transpose(0, 1).contiguous().float() - fill_311[..., 0]
         image_H3W /= std_311[..., 0]
@@ -187,13 +189,6 @@ def _tight_boxes(
     columns_VW = inside_RW.new_zeros((shape[0], inside_RW.shape[1]))
     columns_VW.index_add_(0, region_R, inside_RW)
     return boxes_around(rows_VH, columns_VW > 0)
-
-
-@cache
-def _colours(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return CLIP's colours as those of an 8-bit image (3, 1, 1)."""
-    with torch.inference_mode(False):  # it is kept beyond the caller's mode
-        return 255.0 * torch.tensor(values, device=device)[:, None, None]
 
 
 def _cubic_taps(boxes_V4: Tensor, side: int) -> tuple[Tensor, Tensor]:

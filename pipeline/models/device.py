@@ -61,6 +61,13 @@ def fetch(values: torch.Tensor) -> NDArray[Any]:
     return pinned.numpy()
 
 
+@cache
+def per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Return a model's mean or deviation of the channels (3, 1, 1); it is sent to a device once."""
+    with torch.inference_mode(False):  # it is kept beyond the caller's mode
+        return torch.tensor(values, device=device)[:, None, None]
+
+
 def num_gpus() -> int:
     """Return how many GPUs this process sees."""
     return torch.cuda.device_count()

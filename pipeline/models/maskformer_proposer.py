@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.models import Proposals, ProposerCard, ProposerEntry
-from pipeline.models.device import send
+from pipeline.models.device import per_channel, send
 from pipeline.models.embedded import EMBEDDED_PROPOSER
 from pipeline.models.maskformer import MaskFormer, NetworkConfig, load_config
 from pipeline.models.weights import sha256_of
@@ -59,8 +59,9 @@ def network_input(
 
     Padding is at the right and bottom. It comes after normalisation, so that it is exactly 0.
     """
-    mean_311 = torch.tensor(config.pixel_mean, device=device)[:, None, None]
-    std_311 = torch.tensor(config.pixel_std, device=device)[:, None, None]
+    mean_311, std_311 = (
+        per_channel(values, device) for values in (config.pixel_mean, config.pixel_std)
+    )
     batch_B3HW = torch.zeros((len(images), 3, *padded), device=device)
     for row_3HW, image_HW3 in zip(batch_B3HW, images, strict=True):
         pixels_3HW = send(image_HW3, device).permute(2, 0, 1)

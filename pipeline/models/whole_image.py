@@ -20,6 +20,7 @@ from torch.nn.functional import interpolate, normalize
 from pipeline.masks import SoftMasks
 from pipeline.models import RegionEmbeds
 from pipeline.models.clip import Clip, ClipSource
+from pipeline.models.device import per_channel
 from pipeline.resize import Size
 from schemas.errors import ModelError
 
@@ -83,8 +84,7 @@ class WholeImageClassifier:
         size = (self._side, self._side)
         image_3SS = interpolate(image_3HW[None].float(), size, mode="bicubic", antialias=True)[0]
         mean_311, std_311 = (
-            torch.tensor(values, device=image_3HW.device)[:, None, None]
-            for values in (self._clip.mean, self._clip.std)
+            per_channel(values, image_3HW.device) for values in (self._clip.mean, self._clip.std)
         )
         return (image_3SS.clamp(0, 255) / 255 - mean_311) / std_311
 

@@ -70,9 +70,9 @@ class Embed:
         found = self.embedder.embed(
             (_pixels(row), masks_of(row, self.precision, self.divisor)) for row in rows
         )
-        check_finite("CLIP's vectors", (regions.clip_embeds_VD for regions in found))
         valid = _fetched([regions.valid_Q for regions in found])
         embeds = _fetched([regions.clip_embeds_VD.float() for regions in found])
+        check_finite("CLIP's vectors", map(torch.from_numpy, embeds))
         return [
             {**row, "valid": one.tobytes(), "clip_embeds": vectors.tobytes()}
             for row, one, vectors in zip(rows, valid, embeds, strict=True)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from pipeline.models.device import per_channel
 from pipeline.resize import Size
 
 REFERENCE_HEIGHT: Final = 244 / 224  # of the width; a slip of the reference's config (B-5)
@@ -98,9 +99,7 @@ class RegionInput:
     def __call__(self, pixels_VHW3: Tensor, masks_VHW: Tensor) -> Tensor:
         """Return CLIP's input (V, 3, H, W) from uint8 pixels and masks."""
         device = pixels_VHW3.device
-        mean_311, std_311 = (
-            torch.tensor(values, device=device)[:, None, None] for values in (self.mean, self.std)
-        )
+        mean_311, std_311 = (per_channel(values, device) for values in (self.mean, self.std))
         input_V3HW = (pixels_VHW3.permute(0, 3, 1, 2).float() / 255 - mean_311) / std_311
         fill_311 = {
             "reference": mean_311,  # the colour itself, where it should have been normalised (B-4)
