@@ -92,6 +92,8 @@ class ProposerEntry:
     load: Callable[[str | None, str], Proposer | Lookup | PixelEmbedder]
     # Prepares a loaded proposer for half precision; None: it has no network that computes in it.
     lower: "Callable[[Any, torch.dtype], None] | None" = None
+    # Says whether threads may call a loaded proposer side by side; None: they may not.
+    is_reentrant: "Callable[[Any], bool] | None" = None
     # The same entry with Python modules to import first; None: it has no use for any.
     with_modules: "Callable[[tuple[str, ...]], ProposerEntry] | None" = None
 

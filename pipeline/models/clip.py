@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from pipeline.models.device import PRECISIONS
 from pipeline.models.embedded import EMBEDDED_CLIP
-from pipeline.models.passes import crops_per_pass
+from pipeline.models.passes import crops_per_pass, in_passes, passes_at_once
 from pipeline.models.prompted_names import PromptedNames
 from pipeline.models.text_tower import encode_tokens
 from pipeline.models.weight_cache import local_copy
@@ -276,14 +276,13 @@ class Clip:
 
     @torch.inference_mode()
     def encode_crops(self, crops_N3SS: Tensor, batch: int) -> Tensor:
-        """Return unit vectors (N, D) of normalised crops, `batch` per forward pass."""
+        """Return unit vectors (N, D) of normalised crops, at most `batch` per forward pass."""
         dtype = next(self.model.visual.parameters()).dtype
-        parts = [
-            normalize(
-                self.model.encode_image(crops_N3SS[start : start + batch].to(dtype)).float(), dim=1
-            )
-            for start in range(0, len(crops_N3SS), batch)
-        ]
+
+        def encode(part_N3SS: Tensor) -> Tensor:
+            return normalize(self.model.encode_image(part_N3SS.to(dtype)).float(), dim=1)
+
+        parts = in_passes(encode, crops_N3SS, batch, passes_at_once(crops_N3SS.device))
         return torch.cat(parts) if parts else crops_N3SS.new_zeros((0, 0))
 
 

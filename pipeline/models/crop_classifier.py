@@ -11,6 +11,7 @@ from pipeline.masks import SoftMasks
 from pipeline.models import ClassifierEntry, RegionEmbedder, RegionEmbeds
 from pipeline.models.clip import Clip, ClipSource
 from pipeline.models.crops import CropSettings, crop_regions
+from pipeline.models.passes import passes_at_once
 from pipeline.models.shared_vectors import SharedVectors
 from schemas.annotate_config import ClassifierSettings
 
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class CropClassifier:
-    """Crops of many images in one CLIP batch; no more of them are held than make one."""
+    """Crops of many images in one CLIP batch; no more are held than go through CLIP at once."""
 
     def __init__(self, clip: Clip, settings: CropSettings, crop_batch: int | None) -> None:
         self._clip = clip
@@ -45,7 +46,8 @@ class CropClassifier:
                 counts.append(len(cut.crops_V3SS))
                 yield cut.crops_V3SS
 
-        embeds = [self._encode(batch) for batch in batches_of(crops(), self._crop_batch)]
+        held = self._crop_batch * passes_at_once(self._clip.device)
+        embeds = [self._encode(batch) for batch in batches_of(crops(), held)]
         if not valid:
             return []
         nothing = torch.zeros((0, 0), device=valid[0].device)

@@ -13,6 +13,7 @@ from pipeline.models import Proposals, ProposerCard, ProposerEntry
 from pipeline.models.device import per_channel, send
 from pipeline.models.embedded import EMBEDDED_PROPOSER
 from pipeline.models.maskformer import MaskFormer, NetworkConfig, load_config
+from pipeline.models.passes import is_reentrant
 from pipeline.models.weights import sha256_of
 from pipeline.resize import Size, padded_size
 
@@ -29,6 +30,10 @@ class MaskFormerProposer:
         from pipeline.models.half_precision import lower
 
         lower(self._model, dtype)
+
+    def is_reentrant(self) -> bool:
+        """Say whether threads may call it side by side."""
+        return is_reentrant(self._model)
 
     @torch.inference_mode()
     def propose(self, images: Sequence[NDArray[np.uint8]]) -> list[Proposals]:
@@ -97,4 +102,5 @@ MASKFORMER: Final = ProposerEntry(
     describe=_describe,
     load=_load,
     lower=MaskFormerProposer.lower,
+    is_reentrant=MaskFormerProposer.is_reentrant,
 )

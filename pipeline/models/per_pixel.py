@@ -23,6 +23,7 @@ from pipeline.models import ProposerCard, ProposerEntry
 from pipeline.models.maskformer import LOGIT_SCALE, NetworkConfig, build_backbone, pixel_decoder
 from pipeline.models.maskformer_proposer import padded_batch
 from pipeline.models.model_directory import load_weights, read_config, save_network
+from pipeline.models.passes import is_reentrant
 from pipeline.models.weights import sha256_of
 from schemas.errors import ModelError
 
@@ -92,6 +93,10 @@ class PixelEmbeddings:
 
         lower(self._network, dtype)
 
+    def is_reentrant(self) -> bool:
+        """Say whether threads may call it side by side."""
+        return is_reentrant(self._network)
+
     @torch.inference_mode()
     def embed_pixels(self, images: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
         """Return embeddings (D, h, w) of RGB images (H, W, 3) of one padded size."""
@@ -133,4 +138,5 @@ PER_PIXEL: Final = ProposerEntry(
     describe=_describe,
     load=_load,
     lower=PixelEmbeddings.lower,
+    is_reentrant=PixelEmbeddings.is_reentrant,
 )

@@ -6,7 +6,7 @@ What travels on to the classifier is the resized image and the mask logits at st
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.masks import Precision, pack_logits
 from pipeline.models import Lookup, PixelEmbedder, Proposals, Proposer, find_proposer
 from pipeline.models.device import PRECISIONS, pick_device
-from pipeline.models.passes import images_per_pass
+from pipeline.models.passes import images_per_pass, in_passes, passes_at_once
 from pipeline.models.weight_cache import local_copy
 from pipeline.pixels import pack_pixels
 from pipeline.pruning import PruneSettings, prune
@@ -60,6 +60,11 @@ class Propose:
             entry.lower(model, PRECISIONS[self.arithmetic])
         return model
 
+    @cached_property
+    def _is_reentrant(self) -> bool:
+        says = find_proposer(self.proposer, self.modules).is_reentrant
+        return says is not None and says(self.model)
+
     def warm_up(self) -> None:
         """Load the model."""
         _ = self.model
@@ -85,9 +90,9 @@ class Propose:
         if isinstance(model, Lookup):
             return [self._look_up(model, row) for row in rows]
         size = padded_size((rows[0]["image_height"], rows[0]["image_width"]), self.divisor)
-        count = images_per_pass(size)
-        parts = (rows[start : start + count] for start in range(0, len(rows), count))
-        return [done for part in parts for done in self._passed(model, part)]
+        at_once = passes_at_once(pick_device()) if self._is_reentrant else 1
+        parts = in_passes(partial(self._passed, model), rows, images_per_pass(size), at_once)
+        return list(chain.from_iterable(parts))
 
     def _passed(self, model: Proposer | PixelEmbedder, rows: Sequence[Row]) -> list[Row]:
         images = [image_of(row) for row in rows]

@@ -1,11 +1,11 @@
-"""What it saves a CPU to give its networks a few images at a time.
+"""What it saves a CPU to give its networks a few images at a time, and each core its own.
 
     python -m tests.bench.passes [rounds]
 
 Networks of full size with random weights on all cores: 64 crops through CLIP's ViT-B/16 and 256
-through its ViT-B/32, at once and in passes as the classifier makes them; noise of the size of four
-photos through an R101c MaskFormer, at once and as the proposer does it. By turns; figures are
-medians of seconds, and of how many of them the kernel took (of all cores).
+through its ViT-B/32, noise of the size of four photos through an R101c MaskFormer: at once, in
+passes that share all cores, and as classifier and proposer do it, in passes side by side. By turns;
+figures are medians of seconds, and of how many of them the kernel took (of all cores).
 """
 
 import json
@@ -19,10 +19,11 @@ from typing import Any
 
 import open_clip
 import torch
+from torch import Tensor, nn
 
 from pipeline.cores import cores
 from pipeline.models.maskformer import MaskFormer
-from pipeline.models.passes import crops_per_pass, images_per_pass
+from pipeline.models.passes import crops_per_pass, images_per_pass, in_passes, passes_at_once
 from tests.bench.exact_path import save_proposer
 
 SIZE = (640, 864)
@@ -44,11 +45,7 @@ def clip(name: str, count: int, rounds: int) -> dict[str, Any]:
     tower = open_clip.create_model(name).eval().requires_grad_(False).visual
     crops = torch.randn(count, 3, 224, 224)
     few = crops_per_pass(tower, crops[:1])
-    ways = {
-        "at once": lambda: tower(crops),
-        "in passes": lambda: [tower(part) for part in crops.split(few)],
-    }
-    return {"crops": count, "per pass": few, **compared(ways, rounds)}
+    return {"crops": count, "per pass": few, **compared(tower, crops, few, rounds)}
 
 
 def proposer(rounds: int) -> dict[str, Any]:
@@ -57,14 +54,15 @@ def proposer(rounds: int) -> dict[str, Any]:
         network = MaskFormer.load(folder).requires_grad_(False)
     images = torch.randn(IMAGES, 3, *SIZE)
     few = images_per_pass(SIZE)
-    ways = {
+    return {"images": IMAGES, "per pass": few, **compared(network, images, few, rounds)}
+
+
+def compared(network: nn.Module, images: Tensor, few: int, rounds: int) -> dict[str, Any]:
+    ways: dict[str, Callable[[], object]] = {
         "at once": lambda: network(images),
-        "in passes": lambda: [network(part) for part in images.split(few)],
+        "in passes": lambda: in_passes(network, images, few, 1),
+        "side by side": lambda: in_passes(network, images, few, passes_at_once("cpu")),
     }
-    return {"images": IMAGES, "per pass": few, **compared(ways, rounds)}
-
-
-def compared(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     kernel: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
@@ -74,9 +72,9 @@ def compared(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, An
             if number:  # not the first, in which kernels are chosen
                 seconds[name].append(time.perf_counter() - started)
                 kernel[name].append(_kernel_s() - before)
-    once, passes = (median(found) for found in seconds.values())
+    once, *others = (median(found) for found in seconds.values())
     return {
-        "speedup": round(once / passes, 2),
+        "speedup": [round(once / other, 2) for other in others],
         "seconds": {name: round(median(found), 2) for name, found in seconds.items()},
         "kernel_s": {name: round(median(found), 2) for name, found in kernel.items()},
     }
