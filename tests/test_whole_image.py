@@ -12,6 +12,7 @@ from pipeline.models import find_classifier
 from pipeline.models.clip import Clip, ClipSource
 from pipeline.models.clip_positions import input_size
 from pipeline.models.crops import CropSettings, crop_regions
+from pipeline.models.device import threads
 from pipeline.models.whole_image import WholeImageSettings, grid_shares, holds_pixels
 from schemas.annotate_config import AnnotateConfig
 from schemas.errors import ModelError
@@ -101,6 +102,22 @@ def test_masks_do_not_see_each_other_and_images_not_their_batch(kind):
     _, smaller = load(kind, batch=2)
     for one, other in zip(smaller.embed(zip(images, masks, strict=True)), together, strict=True):
         torch.testing.assert_close(one.clip_embeds_VD, other.clip_embeds_VD, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("side", [None, 160])
+def test_passes_side_by_side_change_nothing(kind, side):
+    """A tower is prepared once for all of them: what it is prepared by is not one thread's."""
+    clip, classifier = load(kind, batch=1, side=side)
+    regions = [(photo(seed=seed), blobs(seed=seed)) for seed in range(7)]
+    before = {name: value.clone() for name, value in clip.model.visual.state_dict().items()}
+    found = []
+    for number in (1, 2):
+        with threads(number):
+            found.append(classifier.embed(regions))
+    for alone, beside in zip(*found, strict=True):
+        torch.testing.assert_close(beside.clip_embeds_VD, alone.clip_embeds_VD, atol=1e-5, rtol=0)
+    after = clip.model.visual.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_what_a_mask_covers_decides_its_vector(kind):

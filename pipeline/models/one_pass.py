@@ -10,6 +10,7 @@ patches, K what mask tokens attend to, C width, D embedding, S side of the input
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import torch
@@ -48,11 +49,14 @@ class MaskTokens:
         height, width = self._visual.patch_size
         return self._side // height, self._side // width
 
+    def prepared(self) -> AbstractContextManager[None]:
+        """Return the context in which the tower takes inputs of the side, see `Tower`."""
+        return input_size(self._visual, (self._side, self._side))
+
     def encode(self, images_B3SS: Tensor, shares: Sequence[Tensor]) -> list[Tensor]:
         """Return vectors (V, D) of every image's masks, see `Tower`."""
         visual = self._visual
-        with input_size(visual, (self._side, self._side)):
-            image_BNC = visual._embeds(images_B3SS)
+        image_BNC = visual._embeds(images_B3SS)
         blocks = list(visual.transformer.resblocks)
         first = len(blocks) - self._layers
         for block in blocks[:first]:

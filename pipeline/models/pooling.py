@@ -8,6 +8,7 @@ places, N these and one of no place, S side of the input.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 import torch
@@ -43,6 +44,10 @@ class PooledConvNeXt:
         self._visual = visual
         self.grid: Size = (side // _STRIDE, side // _STRIDE)
 
+    def prepared(self) -> AbstractContextManager[None]:
+        """Return no context: a ConvNeXt has no positions, see `Tower`."""
+        return nullcontext()
+
     def encode(self, images_B3SS: Tensor, shares: Sequence[Tensor]) -> list[Tensor]:
         """Return vectors (V, D) of every image's masks, see `Tower`."""
         maps_BCyx = self._visual.trunk.forward_features(images_B3SS)
@@ -62,14 +67,17 @@ class PooledResNet:
         self._visual, self._side = visual, side
         self.grid: Size = (side // _STRIDE, side // _STRIDE)
 
+    def prepared(self) -> AbstractContextManager[None]:
+        """Return the context in which the tower takes inputs of the side, see `Tower`."""
+        return input_size(self._visual, (self._side, self._side))
+
     def encode(self, images_B3SS: Tensor, shares: Sequence[Tensor]) -> list[Tensor]:
         """Return vectors (V, D) of every image's masks, see `Tower`."""
         visual = self._visual
         maps_BCyx = images_B3SS
         for part in (visual.stem, visual.layer1, visual.layer2, visual.layer3, visual.layer4):
             maps_BCyx = part(maps_BCyx)
-        with input_size(visual, (self._side, self._side)):
-            positions_NC = visual.attnpool.positional_embedding.to(maps_BCyx.dtype)
+        positions_NC = visual.attnpool.positional_embedding.to(maps_BCyx.dtype)
         found = []
         for map_Cyx, shares_Vyx in zip(maps_BCyx, shares, strict=True):
             places_PC = map_Cyx.flatten(1).T

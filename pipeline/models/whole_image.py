@@ -10,7 +10,9 @@ tower's places, P places of a grid or of its side, N cells of a side.
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -21,8 +23,12 @@ from pipeline.masks import SoftMasks
 from pipeline.models import RegionEmbeds
 from pipeline.models.clip import Clip, ClipSource
 from pipeline.models.device import per_channel
+from pipeline.models.passes import in_passes, passes_at_once
 from pipeline.resize import Size
 from schemas.errors import ModelError
+
+# CLIP's input (3, S, S), which masks are valid (Q,), the shares of those (V, y, x).
+_Shown = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,11 @@ class Tower(Protocol):
     def grid(self) -> Size:
         """Rows and columns of the places that a mask can hold."""
 
+    def prepared(self) -> AbstractContextManager[None]:
+        """Return what the tower must be in while it encodes, once for all passes of it."""
+
     def encode(self, images_B3SS: Tensor, shares: Sequence[Tensor]) -> list[Tensor]:
-        """Return vectors (V, D), of any length, of every image's masks.
+        """Return vectors (V, D), of any length, of every image's masks; threads may call it.
 
         The masks are given by their shares (V, y, x) of every place; in each some is above 0.
         """
@@ -68,16 +77,17 @@ class WholeImageClassifier:
     @torch.inference_mode()
     def embed(self, regions: Iterable[tuple[Tensor, Tensor | SoftMasks]]) -> list[RegionEmbeds]:
         """Return the vectors of every image's valid proposals."""
+        at_once = passes_at_once(self._clip.device)
         found: list[RegionEmbeds] = []
-        waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        waiting: list[_Shown] = []
         for image_3HW, masks in regions:
             valid_Q = holds_pixels(masks, self._min_prob)
             shares_Qyx = grid_shares(masks, self._min_prob, self._tower.grid)
             waiting.append((self._input(image_3HW), valid_Q, shares_Qyx[valid_Q]))
-            if len(waiting) == self._batch:
-                found += self._encode(waiting)
+            if len(waiting) == self._batch * at_once:
+                found += self._encode(waiting, at_once)
                 waiting = []
-        return found + self._encode(waiting)
+        return found + self._encode(waiting, at_once)
 
     def _input(self, image_3HW: Tensor) -> Tensor:
         """Return CLIP's input (3, S, S), bicubic and antialiased as in CLIP's own preparation."""
@@ -88,7 +98,12 @@ class WholeImageClassifier:
         )
         return (image_3SS.clamp(0, 255) / 255 - mean_311) / std_311
 
-    def _encode(self, images: Sequence[tuple[Tensor, Tensor, Tensor]]) -> list[RegionEmbeds]:
+    def _encode(self, images: Sequence[_Shown], at_once: int) -> list[RegionEmbeds]:
+        with self._tower.prepared():
+            parts = in_passes(self._passed, images, self._batch, at_once)
+        return list(chain.from_iterable(parts))
+
+    def _passed(self, images: Sequence[_Shown]) -> list[RegionEmbeds]:
         inputs, valid, shares = ([image[part] for image in images] for part in range(3))
         if not any(map(len, shares)):
             return [RegionEmbeds(one, torch.zeros((0, 0), device=one.device)) for one in valid]
