@@ -243,8 +243,9 @@ class ExecutionSettings(Config):
     crop_batch: int | None = Field(
         None,
         ge=1,
-        description="crops, or whole images, per forward pass of CLIP; if absent 256 on a GPU, and "
-        "on a CPU as many as keep the results of a layer in memory that the process has",
+        description="crops, or whole images, per forward pass of CLIP, one pass at a time; if "
+        "absent 256 on a GPU, and on a CPU as many as keep the results of a layer in memory that "
+        "the process has, in passes side by side",
     )
     mask_precision: Literal["float32", "float16", "uint8"] = Field(
         "float16", description="mask logits between the two pools"

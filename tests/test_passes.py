@@ -2,7 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier, current_thread, main_thread
+from threading import Barrier, Thread, current_thread, main_thread
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from pipeline.models.passes import (
     in_passes,
     is_reentrant,
     passes_at_once,
+    proposals_at_once,
     rounds,
 )
 from pipeline.stages.propose import Propose
@@ -78,18 +79,22 @@ def test_the_classifier_asks_clip_how_many_where_nobody_says(clip, monkeypatch):
     assert clip.per_pass(2 * clip.side) == few // 4
     passes = []
     hook = clip.model.visual.register_forward_hook(
-        lambda _module, _inputs, output: passes.append(len(output))
+        lambda _module, _inputs, output: passes.append(
+            (len(output), current_thread() is not main_thread())
+        )
     )
     count = 2 * few + 1
     regions = [(torch.zeros(3, 40, 40), torch.ones(count, 40, 40))]
     found = []
-    for batch, number in ((None, 1), (count, 1), (None, 2)):
+    for batch, number in ((None, 1), (count, 1), (None, 2), (few, 2)):
         with threads(number):
             embeds = CropClassifier(clip, CropSettings(), batch).embed(regions)
         found.append(embeds[0].clip_embeds_VD)
     hook.remove()
     # The first one is tried where nobody says. A crop left over has all cores.
-    assert passes == [1, few, few, 1, count, 1, few, few, 1]
+    assert [size for size, _ in passes] == [1, few, few, 1, count, 1, few, few, 1, few, few, 1]
+    in_threads = [beside for _, beside in passes]
+    assert in_threads == 6 * [False] + [True, True] + 4 * [False]
     for others in found[1:]:
         torch.testing.assert_close(others, found[0])
 
@@ -123,6 +128,32 @@ def test_no_more_than_an_eighth_of_the_cores_is_left_over(number, at_once):
     with threads(number):
         assert passes_at_once("cpu") == at_once
         assert passes_at_once("cuda") == 1
+
+
+def test_large_images_do_not_pass_side_by_side_without_end():
+    with threads(8):
+        assert proposals_at_once((640, 640), 1) == 8
+        assert proposals_at_once((640, 2560), 1) == 2
+        assert proposals_at_once((4000, 4000), 1) == 1
+        assert proposals_at_once((128, 128), 24) == 8
+
+
+def test_a_thread_that_cannot_start_leaves_none_waiting(monkeypatch):
+    start, started = Thread.start, []
+
+    def short_of_threads(thread):
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(Thread, "start", short_of_threads)
+    before = torch.get_num_threads()
+    with threads(7), pytest.raises(RuntimeError, match="can't start new thread"):
+        in_passes(len, [[1]] * 7, 1, 7)
+    assert torch.get_num_threads() == before
+    started[0].join(timeout=30)
+    assert not started[0].is_alive()
 
 
 @pytest.mark.parametrize("inference", [True, False])

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from pipeline.models.device import PRECISIONS
 from pipeline.models.embedded import EMBEDDED_CLIP
-from pipeline.models.passes import crops_per_pass, in_passes, passes_at_once
+from pipeline.models.passes import crops_per_pass, in_passes
 from pipeline.models.prompted_names import PromptedNames
 from pipeline.models.text_tower import encode_tokens
 from pipeline.models.weight_cache import local_copy
@@ -275,14 +275,17 @@ class Clip:
         return max(1, crops * self.side**2 // max(side, self.side) ** 2)
 
     @torch.inference_mode()
-    def encode_crops(self, crops_N3SS: Tensor, batch: int) -> Tensor:
-        """Return unit vectors (N, D) of normalised crops, at most `batch` per forward pass."""
+    def encode_crops(self, crops_N3SS: Tensor, batch: int, at_once: int = 1) -> Tensor:
+        """Return unit vectors (N, D) of normalised crops, at most `batch` per forward pass.
+
+        Up to `at_once` passes are made side by side, see `passes`.
+        """
         dtype = next(self.model.visual.parameters()).dtype
 
         def encode(part_N3SS: Tensor) -> Tensor:
             return normalize(self.model.encode_image(part_N3SS.to(dtype)).float(), dim=1)
 
-        parts = in_passes(encode, crops_N3SS, batch, passes_at_once(crops_N3SS.device))
+        parts = in_passes(encode, crops_N3SS, batch, at_once)
         return torch.cat(parts) if parts else crops_N3SS.new_zeros((0, 0))
 
 

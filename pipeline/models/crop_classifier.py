@@ -25,6 +25,8 @@ class CropClassifier:
         self._clip = clip
         self._settings = settings
         self._crop_batch = crop_batch or clip.per_pass(clip.side)
+        # Who gives a number bounds the memory by it.
+        self._at_once = 1 if crop_batch else passes_at_once(clip.device)
 
     @torch.inference_mode()
     def embed(self, regions: Iterable[tuple[Tensor, Tensor | SoftMasks]]) -> list[RegionEmbeds]:
@@ -46,7 +48,7 @@ class CropClassifier:
                 counts.append(len(cut.crops_V3SS))
                 yield cut.crops_V3SS
 
-        held = self._crop_batch * passes_at_once(self._clip.device)
+        held = self._crop_batch * self._at_once
         embeds = [self._encode(batch) for batch in batches_of(crops(), held)]
         if not valid:
             return []
@@ -61,7 +63,7 @@ class CropClassifier:
         """
         while True:
             try:
-                return self._clip.encode_crops(crops_N3SS, self._crop_batch)
+                return self._clip.encode_crops(crops_N3SS, self._crop_batch, self._at_once)
             except torch.OutOfMemoryError:
                 if self._crop_batch == 1:
                     raise

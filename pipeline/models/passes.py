@@ -25,6 +25,8 @@ _LAYER_BYTES: Final = 24 * 2**20
 _BYTES_PER_PIXEL: Final = 64
 # Passes at once: each holds the results of its layers. Cores beyond them share passes.
 _MOST_AT_ONCE: Final = 8
+_BYTES_AT_ONCE: Final = 2 * 2**30
+_HELD_PER_PIXEL: Final = 512  # of an image in an R101c MaskFormer, measured
 # What is less than this part of a full pass is not worth reading all weights once more.
 _LEAST_SHARE: Final = 8
 # Cores that may be left over, as a part of all.
@@ -67,11 +69,20 @@ def _widest_layer(network: nn.Module, crop_13SS: Tensor) -> int:
     return max(sizes)
 
 
-def passes_at_once(device: torch.device | str) -> int:
-    """Return how many passes a network makes at once at most, see `in_passes`."""
+def passes_at_once(device: torch.device | str, pass_bytes: int = 0) -> int:
+    """Return how many passes a network makes at once at most, see `in_passes`.
+
+    Each holds so many bytes, as far as it is known: together no more than 2 GiB.
+    """
     if torch.device(device).type != "cpu":
         return 1
-    return _workers(torch.get_num_threads(), _MOST_AT_ONCE)
+    fitting = _BYTES_AT_ONCE // max(1, pass_bytes)
+    return _workers(torch.get_num_threads(), max(1, min(_MOST_AT_ONCE, fitting)))
+
+
+def proposals_at_once(size: Size, images: int) -> int:
+    """Return how many passes of `images` of a padded size a proposer makes at once at most."""
+    return passes_at_once(pick_device(), images * size[0] * size[1] * _HELD_PER_PIXEL)
 
 
 def in_passes(work: Callable[[Many], Result], whole: Many, most: int, at_once: int) -> list[Result]:
@@ -155,6 +166,12 @@ def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
         torch.set_num_threads(threads)
         all_started.wait()
 
-    wait([pool.submit(start) for _ in range(workers)])
-    torch.set_num_threads(before)
+    try:
+        wait([pool.submit(start) for _ in range(workers)])
+    except RuntimeError:  # no more threads in this container: who has started need not wait
+        all_started.abort()
+        pool.shutdown(wait=False)
+        raise
+    finally:
+        torch.set_num_threads(before)
     return pool

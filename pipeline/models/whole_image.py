@@ -73,21 +73,22 @@ class WholeImageClassifier:
         self._side = side
         self._min_prob = settings.mask_threshold
         self._batch = batch or clip.per_pass(side)
+        # Who gives a number bounds the memory by it.
+        self._at_once = 1 if batch else passes_at_once(clip.device)
 
     @torch.inference_mode()
     def embed(self, regions: Iterable[tuple[Tensor, Tensor | SoftMasks]]) -> list[RegionEmbeds]:
         """Return the vectors of every image's valid proposals."""
-        at_once = passes_at_once(self._clip.device)
         found: list[RegionEmbeds] = []
         waiting: list[_Shown] = []
         for image_3HW, masks in regions:
             valid_Q = holds_pixels(masks, self._min_prob)
             shares_Qyx = grid_shares(masks, self._min_prob, self._tower.grid)
             waiting.append((self._input(image_3HW), valid_Q, shares_Qyx[valid_Q]))
-            if len(waiting) == self._batch * at_once:
-                found += self._encode(waiting, at_once)
+            if len(waiting) == self._batch * self._at_once:
+                found += self._encode(waiting)
                 waiting = []
-        return found + self._encode(waiting, at_once)
+        return found + self._encode(waiting)
 
     def _input(self, image_3HW: Tensor) -> Tensor:
         """Return CLIP's input (3, S, S), bicubic and antialiased as in CLIP's own preparation."""
@@ -98,9 +99,9 @@ class WholeImageClassifier:
         )
         return (image_3SS.clamp(0, 255) / 255 - mean_311) / std_311
 
-    def _encode(self, images: Sequence[_Shown], at_once: int) -> list[RegionEmbeds]:
+    def _encode(self, images: Sequence[_Shown]) -> list[RegionEmbeds]:
         with self._tower.prepared():
-            parts = in_passes(self._passed, images, self._batch, at_once)
+            parts = in_passes(self._passed, images, self._batch, self._at_once)
         return list(chain.from_iterable(parts))
 
     def _passed(self, images: Sequence[_Shown]) -> list[RegionEmbeds]:

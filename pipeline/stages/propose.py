@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.masks import Precision, pack_logits
 from pipeline.models import Lookup, PixelEmbedder, Proposals, Proposer, find_proposer
 from pipeline.models.device import PRECISIONS, pick_device
-from pipeline.models.passes import images_per_pass, in_passes, passes_at_once
+from pipeline.models.passes import images_per_pass, in_passes, proposals_at_once
 from pipeline.models.weight_cache import local_copy
 from pipeline.pixels import pack_pixels
 from pipeline.pruning import PruneSettings, prune
@@ -90,8 +90,9 @@ class Propose:
         if isinstance(model, Lookup):
             return [self._look_up(model, row) for row in rows]
         size = padded_size((rows[0]["image_height"], rows[0]["image_width"]), self.divisor)
-        at_once = passes_at_once(pick_device()) if self._is_reentrant else 1
-        parts = in_passes(partial(self._passed, model), rows, images_per_pass(size), at_once)
+        most = images_per_pass(size)
+        at_once = proposals_at_once(size, most) if self._is_reentrant else 1
+        parts = in_passes(partial(self._passed, model), rows, most, at_once)
         return list(chain.from_iterable(parts))
 
     def _passed(self, model: Proposer | PixelEmbedder, rows: Sequence[Row]) -> list[Row]:
