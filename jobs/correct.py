@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 
 from pipeline import dataset
 from pipeline.corrections import Corrections, Row, correction_of
-from pipeline.exports.pictures import source_place
 from pipeline.exports.records import name_below
 from pipeline.fingerprints import Fingerprints
 from pipeline.lock import DatasetLock, new_run_id
@@ -19,6 +18,7 @@ from pipeline.parts import read_columns, read_table, write_corrections, write_im
 from pipeline.review.reviewed import Reviewed, read_reviewed
 from pipeline.run_log import RunLog
 from pipeline.run_records import Recorder
+from pipeline.sources import source_place
 from pipeline.storage import hide_secrets
 from schemas.annotation import ANNOTATED, CORRECTIONS, LABELLED, table_from_rows
 from schemas.errors import SettingsError
@@ -41,6 +41,7 @@ class CorrectResult:
     taken: int
     unchanged: int  # the newest version has these labels of theirs already
     stale: int  # the image's bytes are not those that were reviewed
+    unfinished: int  # images of the file that nobody has finished
     gone: int  # the newest version has no labelled image of that name
     seconds: float
 
@@ -59,13 +60,14 @@ class _Found:
 def correct(config: CorrectConfig) -> CorrectResult:
     """Publish a version in which the reviewed images have the labels that people gave them.
 
-    An image without regions is one without labels. Raises SettingsError for a file that holds no
-    reviewed task, a class that the dataset does not have, or a region that does not fit its image;
-    OutputError where there is no version, LockedError while a run is at work on the dataset.
+    A finished image without regions is one without labels. Raises SettingsError for a file that
+    holds no reviewed task, a class that the dataset does not have, or a region that does not fit
+    its image; OutputError where there is no version, LockedError while a run is at work on the
+    dataset.
     """
     started = time.monotonic()
-    reviewed = read_reviewed(config.reviews)
-    if not reviewed:
+    reviews = read_reviewed(config.reviews)
+    if not reviews.finished:
         raise SettingsError(f"{config.reviews} holds no task that somebody has finished")
     dataset.read_manifest(config.dataset)  # before a lock makes a directory of it
     run_id = new_run_id()
@@ -76,7 +78,7 @@ def correct(config: CorrectConfig) -> CorrectResult:
     ):
         manifest = dataset.read_manifest(config.dataset)
         recorder.version = manifest.version
-        found = _find(config.dataset, manifest, reviewed)
+        found = _find(config.dataset, manifest, reviews.finished)
         if found.rows:
             recorder.plan(manifest.counts.inventory, len(found.rows))
             manifest = _corrected(config.dataset, manifest, found, (run_id, lock.number))
@@ -90,6 +92,7 @@ def correct(config: CorrectConfig) -> CorrectResult:
         taken=len(found.rows),
         unchanged=found.unchanged,
         stale=found.stale,
+        unfinished=reviews.unfinished,
         gone=found.gone,
         seconds=time.monotonic() - started,
     )

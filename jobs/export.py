@@ -15,10 +15,11 @@ from pipeline.dataset import read_manifest
 from pipeline.evaluation.parallel import add_up
 from pipeline.exports import find_format
 from pipeline.exports.output import INDEX, LEFT_OUT, SHARDS, WORK, Export
-from pipeline.exports.pictures import Pictures, source_place
+from pipeline.exports.pictures import Pictures
 from pipeline.exports.selection import Selection
 from pipeline.exports.shards import ShardSpec, ShardWriter, plan_shards
 from pipeline.files import DRAFT_SUFFIX, delete_files, in_parallel, list_files, read_bytes
+from pipeline.sources import source_place
 from pipeline.storage import hide_secrets
 from schemas.errors import OutputError, SettingsError
 from schemas.export_config import ExportConfig
@@ -27,10 +28,10 @@ from schemas.manifest import Manifest
 
 MANIFEST: Final = "export.json"
 _PLAN: Final = f"{WORK}/plan.json"
-# Settings that do not decide what is in the files.
+# Settings that do not decide what is in the files, or that stand there as what was made of them.
 _FREE: Final = frozenset(
     {"dataset", "output", "version", "workers", "fetch_attempts", "web_timeout_seconds",
-     "allow_private_addresses", "trust_dataset", "max_bad_fraction", "classes",
+     "max_bad_fraction", "classes",
      "class_min_scores", "min_score", "min_area", "min_margin", "class_min_margins",
      "max_disagreement", "min_stability"}
 )  # fmt: skip
@@ -95,7 +96,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> ExportResu
         delete_files(config.output, [name for name in names if name.endswith(DRAFT_SUFFIX)])
     finished = _manifest(config, manifest, place, decided, counts)
     place.write(MANIFEST, finished.model_dump_json(indent=1).encode() + b"\n")
-    delete_files(config.output, list_files(config.output, WORK))
+    place.tidy()
     return _result(config, finished, len(shards), kept, started)
 
 
@@ -181,13 +182,25 @@ def _writer(
 def _write_shards(
     writer: ShardWriter, shards: Sequence[ShardSpec], workers: int | None, progress: Progress
 ) -> tuple[ExportCounts, int]:
-    """Write the shards that have no record yet; return what all hold, and how many had one."""
+    """Write the shards that are not done yet; return what all hold, and how many were done.
+
+    A shard that left an image out is not: it may be had by now.
+    """
     url = writer.export.url
     records = list_files(url, SHARDS)
-    done = {int(path.rpartition("/")[2].removesuffix(".json")) for path in records}
-    kept = ExportCounts()
-    for data in in_parallel(lambda path: read_bytes(url, path), records):
-        kept += ExportCounts.model_validate_json(data)
+    counts = map(
+        ExportCounts.model_validate_json, in_parallel(lambda path: read_bytes(url, path), records)
+    )
+    numbers = [int(path.rpartition("/")[2].removesuffix(".json")) for path in records]
+    done, kept, again = set[int](), ExportCounts(), set[int]()
+    for number, found in zip(numbers, counts, strict=True):
+        if found.left_out:
+            again.add(number)
+        else:
+            done.add(number)
+            kept += found
+    if again:
+        writer.export.forget(again)
     left = [shard for shard in shards if shard.number not in done]
     progress.start(["export"], len(shards), "shards", done=len(done))
 

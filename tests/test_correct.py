@@ -18,7 +18,7 @@ from pipeline import dataset as datasets
 from pipeline.corrections import Corrections
 from pipeline.exports.label_studio import brush_rle
 from pipeline.lock import DatasetLock
-from pipeline.review.reviewed import read_reviewed
+from pipeline.review.reviewed import Reviews, read_reviewed
 from schemas.annotation import HUMAN, MODEL
 from schemas.errors import LockedError, SettingsError
 from schemas.trust_config import CalibrateConfig, CorrectConfig, ReviewConfig
@@ -185,6 +185,28 @@ def test_cvat_is_taken_as_well(made, tmp_path):
     assert all((truth_of(row)[:, 3:] == NAMES.index("sea")).all() for row in drawn)
 
 
+def test_images_of_cvat_on_which_nobody_drew_keep_their_labels(made, tmp_path, capsys):
+    """CVAT lists every image of a task, and its task may hold the whole source."""
+    dataset, _ = made
+    path = tmp_path / "tasks.xml"
+    review(ReviewConfig(dataset=dataset, output=path, format="cvat", budget=3))
+    root = ET.parse(path)
+    _, tagged, untouched = root.iter("image")
+    tagged[:] = [ET.Element("tag", label="nothing", source="manual")]
+    untouched[:] = []
+    root.write(path)
+    before = {row["uri"]: row for row in rows_of(dataset)}
+    assert main(["correct", dataset, str(path)]) == 0
+    output = capsys.readouterr()
+    assert json.loads(output.out)["unfinished"] == 1
+    assert "1 images of the file nobody has finished" in output.err
+    after = {row["uri"]: row for row in rows_of(dataset)}
+    by_person = {uri for uri, row in after.items() if row["annotator"] == HUMAN}
+    assert len(by_person) == 2 and not any(untouched.get("name") in uri for uri in by_person)
+    assert sum(not row["segments"] for row in after.values()) == 1
+    assert all(after[uri] == before[uri] for uri in after.keys() - by_person)
+
+
 def test_polygons_are_taken_beside_brush_masks(made, tmp_path):
     dataset, tasks = made
     sea = polygon("sea", (0, 0), (6, 0), (6, 2), (0, 2))
@@ -237,7 +259,7 @@ def test_other_files_are_refused_by_name(tmp_path, text):
     path = tmp_path / "what.json"
     path.write_text(text)
     if text == "{}":
-        assert read_reviewed(path) == []
+        assert read_reviewed(path) == Reviews((), 0)
     else:
         with pytest.raises(SettingsError, match=r"what\.json"):
             read_reviewed(path)

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.datasets.layout import read_split
+from pipeline.datasets.layout import read_dataset, read_split
 from pipeline.truth import read_label_map
 from schemas.errors import DatasetError
 from tests import downloads
@@ -75,6 +75,45 @@ def test_folders_of_save_to_disk(hub):
     root = prepared("huggingface", **(hub | {"source": hub["root"] / "saved"}))
     assert maps_of(root, "train") == {"train-00000000.jpg": [0, 0, 0, 2, 2, 2]}
     assert maps_of(root, "test") == {"test-00000000.jpg": [1] * 6}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["train/part-0.parquet", "validation/part-0.parquet"], {"train": 1, "validation": 1}),
+        (["train/2024/part-0.parquet", "train/2025/part-0.parquet"], {"train": 2}),
+        (["scenes/train-0.parquet", "scenes/test-0.parquet"], {"train": 1, "test": 1}),
+        (["minival-0.parquet", "data/maxival-0.parquet"], {"minival": 1, "maxival": 1}),
+        (["minival/data-0.parquet"], {"minival": 1}),
+        (["data-0.parquet"], {"hub": 1}),
+        (["train/data-0.parquet", "train/cache-0f3.arrow"], {"train": 1}),
+        (["a/train-0.parquet", "b/train-0.parquet"], "a and .*b would be one split 'train'"),
+        (["a/part-0.parquet", "b/part-0.parquet"], "a and .*b would be one split 'part'"),
+    ],
+)
+def test_splits_are_named_by_files_and_folders(tmp_path, files, expected):
+    source = tmp_path / "hub"
+    for name in files:
+        path = source / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table(downloads.fill(0)), path)
+    (tmp_path / "classes.txt").write_text("sky\n")
+    settings = {"root": tmp_path, "source": source, "vocabulary": tmp_path / "classes.txt"}
+    if isinstance(expected, str):
+        with pytest.raises(DatasetError, match=expected):
+            prepared("huggingface", **settings)
+        return
+    root = prepared("huggingface", **settings)
+    assert {split: len(maps_of(root, split)) for split in read_dataset(root).splits} == expected
+
+
+def test_another_source_of_equal_names_is_not_taken_for_done(hub):
+    prepared("huggingface", **hub)
+    prepared("huggingface", **hub)  # done
+    path = hub["source"] / "data" / "validation-00000-of-00001.parquet"
+    pq.write_table(table(downloads.fill(1)), path)
+    with pytest.raises(DatasetError, match="other settings or another download"):
+        prepared("huggingface", **hub)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import s3fs
 from pycocotools import mask as coco_mask
 
+import jobs.export
 from jobs.cli import main
 from jobs.export import ExportResult, export
 from pipeline.exports import EXPORTS, shards
@@ -260,6 +262,63 @@ def test_a_killed_export_goes_on_to_the_same_files(
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("name", ["coco-instances", "cvat", "semantic-png"])
+def test_of_two_calls_at_once_the_later_one_destroys_nothing(
+    ground: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When this one comes to join the shards the other has finished, and their pieces are gone."""
+    run(ground, tmp_path / "whole", format=name)
+    write_shards = jobs.export._write_shards
+
+    def overtaken(*given: Any) -> Any:
+        found = write_shards(*given)
+        with monkeypatch.context() as patch:
+            patch.setattr(jobs.export, "_write_shards", write_shards)
+            run(ground, tmp_path / "out", format=name)
+        return found
+
+    monkeypatch.setattr(jobs.export, "_write_shards", overtaken)
+    with pytest.raises(OutputError, match=r"another call has finished .* the export is whole"):
+        run(ground, tmp_path / "out", format=name)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_shards_that_left_images_out_are_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = publish_ground(tmp_path)
+    photo = tmp_path / "photos" / "e.png"
+    photo.rename(tmp_path / "e.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs.export.Export, "write_lines", failing)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, tmp_path / "out", dataset=dataset)
+    (tmp_path / "e.png").rename(photo)
+    result = run(tmp_path, tmp_path / "out", dataset=dataset)
+    assert (result.shards, result.shards_kept) == (3, 2)
+    run(tmp_path, tmp_path / "whole", dataset=dataset)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert not (tmp_path / "out" / "left_out.jsonl").read_bytes()
+
+
+def failing(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_whose_images_may_be_had_decides_what_an_export_holds(ground: Path, tmp_path: Path) -> None:
+    run(ground, tmp_path)
+    with pytest.raises(OutputError, match="its trust_dataset differs"):
+        run(ground, tmp_path, trust_dataset=True)
+
+
+def test_a_class_may_be_called_as_the_word_for_dropping(tmp_path: Path) -> None:
+    vocabulary = Vocabulary.of(("leaf", "drop"))
+    assert Selection.read(vocabulary, SelectionSettings()).targets == (0, 1)
+    (tmp_path / "classes.yaml").write_text("leaf: drop")
+    chosen = Selection.read(vocabulary, SelectionSettings(classes=tmp_path / "classes.yaml"))
+    assert (chosen.names, chosen.targets) == (("drop",), (None, 0))
+
+
 def test_a_finished_export_is_not_done_again(ground: Path, tmp_path: Path) -> None:
     run(ground, tmp_path)
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -346,6 +405,16 @@ def test_links_share_the_images_and_none_names_their_places(ground: Path, tmp_pa
     assert not (tmp_path / "none" / "images").exists()
 
 
+def test_names_below_the_source_stand_as_they_are_in_cvat(tmp_path: Path) -> None:
+    publish_ground(tmp_path, ("a.png", "images/a.png"))
+    run(tmp_path, tmp_path / "out", format="cvat", images="none")
+    root = ET.parse(tmp_path / "out" / "train.xml")
+    assert sorted(image.get("name", "") for image in root.iter("image")) == [
+        "a.png",
+        "images/a.png",
+    ]
+
+
 def test_images_that_changed_or_went_are_left_out_and_counted(
     ground: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -365,7 +434,7 @@ def test_images_that_changed_or_went_are_left_out_and_counted(
     command = ["export", dataset, "--format", "semantic-png", "--output", str(tmp_path / "out")]
     assert main([*command, "--images-per-shard", "3"]) == 1  # 2 of 6
     assert main([*command, "--images-per-shard", "3", "--max-bad-fraction", "0.4"]) == 0
-    capsys.readouterr()
+    assert "to try the images again that were left out, delete it" in capsys.readouterr().err
 
 
 def test_from_a_bucket_to_a_bucket(tmp_path: Path, s3_server: S3Server) -> None:

@@ -22,6 +22,11 @@ def show_export(result: "ExportResult", console: Console) -> int:
         markup=False,
         soft_wrap=True,
     )
+    if result.left_out and result.shards_kept == result.shards:
+        console.print(
+            "it was finished before; to try the images again that were left out, delete it or name "
+            "another --output"
+        )
     print_json(
         {
             "output": result.output,

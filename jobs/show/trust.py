@@ -82,6 +82,9 @@ def show_correct(result: "CorrectResult", console: Console) -> int:
         f"version {result.version} stays the newest": not result.published,
         f"{result.unchanged} have these labels already": result.unchanged,
         f"{result.stale} are other images by now: their bytes have changed": result.stale,
+        f"{result.unfinished} images of the file nobody has finished; they stay as they are": (
+            result.unfinished
+        ),
         f"{result.gone} are no labelled images of the newest version": result.gone,
     }
     for line, is_so in lines.items():
@@ -95,6 +98,7 @@ def show_correct(result: "CorrectResult", console: Console) -> int:
             "taken": result.taken,
             "unchanged": result.unchanged,
             "stale": result.stale,
+            "unfinished": result.unfinished,
             "gone": result.gone,
             "seconds": round(result.seconds, 2),
         }

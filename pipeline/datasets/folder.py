@@ -25,7 +25,8 @@ def _plan(request: Request) -> Plan:
     images = find_folder(request.source, ("images",), "the images")
     masks = find_folder(request.source, ("masks",), "the masks")
     splits = {name: _pairs(images / below, masks / below) for name, below in _splits(images)}
-    return Plan(vocabulary, index_of, frozenset(request.ignore_values), splits, decode_png)
+    ignored, origin = frozenset(request.ignore_values), (str(request.source.resolve()),)
+    return Plan(vocabulary, index_of, ignored, splits, decode_png, origin)
 
 
 def own_classes(request: Request) -> tuple[Vocabulary, dict[int, int]]:

@@ -1,10 +1,12 @@
 """A local Hugging Face data set: Parquet files of the hub, or what `save_to_disk` writes.
 
 Both hold images as a struct of `bytes` and `path`, one row per image; they are read with pyarrow.
-A split is named by its files (`data/train-00000-of-00004.parquet`) or by their folder.
+A split is named by its files (`data/train-00000-of-00004.parquet`) or by a folder of theirs.
 """
 
+import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +22,14 @@ from schemas.errors import DatasetError
 
 _SPLIT: Final = re.compile(r"([A-Za-z_]+)(?:[-.].*)?")
 _NO_SPLITS: Final = frozenset({"data", "cache"})
+# What Hugging Face's own loader knows as splits, wherever in a path it stands.
+_USUAL_SPLITS: Final = frozenset(
+    {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval",
+     "evaluation"}
+)  # fmt: skip
+# Beside the data `datasets` writes what it has mapped or shuffled.
+_CACHE: Final = re.compile(r"cache-.*\.arrow")
+_END_BYTES: Final = 2**16
 _PARQUET, _ARROW = ".parquet", ".arrow"
 
 
@@ -48,23 +58,68 @@ class CellBlob:
 
 def _plan(request: Request) -> Plan:
     vocabulary, index_of = own_classes(request)
-    found: dict[str, list[Path]] = {}
-    for path in sorted(request.source.rglob("*")):
-        if path.suffix in {_PARQUET, _ARROW} and path.is_file():
-            found.setdefault(_split_of(path), []).append(path)
-    if not found:
+    files = [
+        path
+        for path in sorted(request.source.rglob("*"))
+        if path.suffix in {_PARQUET, _ARROW} and not _CACHE.fullmatch(path.name) and path.is_file()
+    ]
+    if not files:
         raise DatasetError(f"{request.source} has no .parquet or .arrow files")
-    splits = {split: _pairs(split, paths, request) for split, paths in found.items()}
-    return Plan(vocabulary, index_of, frozenset(request.ignore_values), splits, decode_png)
+    splits = {
+        split: _pairs(split, paths, request)
+        for split, paths in _by_split(request.source, files).items()
+    }
+    ignored = frozenset(request.ignore_values)
+    origin = tuple(
+        f"{path.relative_to(request.source).as_posix()} {_digest(path)}" for path in files
+    )
+    return Plan(vocabulary, index_of, ignored, splits, decode_png, origin)
 
 
-def _split_of(path: Path) -> str:
-    """Return the split of a file: what its name begins with, or else the name of its folder."""
-    for name in (path.name, path.parent.name):
-        match = _SPLIT.fullmatch(name)
-        if match and match[1] not in _NO_SPLITS:
-            return match[1]
+def _by_split(source: Path, files: Iterable[Path]) -> dict[str, list[Path]]:
+    """Return the files of every split; raises DatasetError for one from several folders."""
+    found: dict[str, list[Path]] = {}
+    folder_of: dict[str, Path] = {}
+    for path in files:
+        split, folder = _split_of(source, path)
+        other = folder_of.setdefault(split, folder)
+        if other != folder:
+            raise DatasetError(
+                f"{other} and {folder} would be one split {split!r}: name them or their files "
+                "train, val, ..., or give one of them as --source"
+            )
+        found.setdefault(split, []).append(path)
+    return found
+
+
+def _split_of(source: Path, path: Path) -> tuple[str, Path]:
+    """Return the split of a file, and the folder that is, or holds, what it is named by.
+
+    A usual name counts, first that of the file and then of folders below the source; then whatever
+    the file's name begins with, and the nearest folder; that of the source only for its own files.
+    """
+    folders = [folder for folder in path.parents if folder.is_relative_to(source)]  # source last
+    named = [
+        (match[1] if (match := _SPLIT.fullmatch(name)) else "", place)
+        for name, place in [(path.name, path.parent), *((one.name, one) for one in folders)]
+    ]
+    for split, place in named[:-1]:
+        if split.lower() in _USUAL_SPLITS:
+            return split, place
+    for split, place in named if path.parent == source else named[:-1]:
+        if split and split not in _NO_SPLITS:
+            return split, place
     raise DatasetError(f"{path} does not say its split; name it or its folder train, val, ...")
+
+
+def _digest(path: Path) -> str:
+    """Return a hash of a file's length, beginning and end, where Parquet keeps its statistics."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        ends = file.read(_END_BYTES)
+        file.seek(max(0, size - _END_BYTES))
+        ends += file.read()
+    return hashlib.sha256(b"%d " % size + ends).hexdigest()
 
 
 def _pairs(split: str, paths: list[Path], request: Request) -> list[Pair]:

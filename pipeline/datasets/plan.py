@@ -68,6 +68,8 @@ class Plan:
     ignored: frozenset[int]
     splits: Mapping[str, Sequence[Pair]]
     decode: Decoder
+    # What tells another source of equal names apart: there is no official download to rely on.
+    origin: tuple[str, ...] = ()
 
     def base_splits(self) -> dict[str, str]:
         """Return the split of maps of seen classes alone of every split; none without unseen ones.

@@ -93,12 +93,13 @@ def prepare_dataset(
 
 
 def plan_fingerprint(plan: Plan, name: str) -> str:
-    """Return a hash of all that decides the maps, but for the downloaded files themselves."""
+    """Return a hash of all that decides the maps, but for the content of official downloads."""
     facts = {
         "name": name,
         "vocabulary": plan.vocabulary.model_dump(mode="json"),
         "index_of": sorted(plan.index_of.items()),
         "ignored": sorted(plan.ignored),
+        "origin": plan.origin,
         "splits": {split: [pair.name for pair in pairs] for split, pairs in plan.splits.items()},
     }
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

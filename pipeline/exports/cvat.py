@@ -40,7 +40,8 @@ def mask_of_runs(lengths: Sequence[int], size: Size) -> NDArray[np.bool_]:
 
 def _write(shard: Shard, images: Iterable[ExportImage]) -> None:
     for image in images:
-        name = image.file_name.removeprefix("images/")
+        # Without pictures of its own it is a name below the source, which stands as it is.
+        name = image.file_name if image.picture is None else image.file_name.removeprefix("images/")
         element = image_element(
             image.number, name, image.size, image.segments, shard.export.classes
         )

@@ -14,11 +14,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Final
 
-from pipeline.files import open_whole, read_bytes, write_bytes
+from pipeline.files import delete_files, list_files, open_whole, read_bytes, write_bytes
 from pipeline.metrics import truth_ignore
+from pipeline.storage import hide_secrets
+from schemas.errors import OutputError
 
 WORK: Final = "_export"
 SHARDS: Final = f"{WORK}/shards"
+PIECES: Final = f"{WORK}/pieces"
 INDEX: Final = "index.jsonl"
 LEFT_OUT: Final = "left_out.jsonl"
 
@@ -53,14 +56,42 @@ class Export:
         return open_whole(self.url, path)
 
     def lines(self, name: str) -> Iterator[bytes]:
-        """Yield the lines of all shards in order, one shard in memory at a time."""
+        """Yield the lines of all shards in order, one shard in memory at a time.
+
+        Raises OutputError where another call has finished this export meanwhile.
+        """
         for number in range(self.num_shards):
             try:
                 data = read_bytes(self.url, piece_path(name, number))
             except FileNotFoundError:
+                self._check_record(number)
                 continue  # the shard had none
             # Not splitlines: JSON leaves other line breaks of Unicode as they are.
             yield from data.removesuffix(b"\n").split(b"\n")
+
+    def _check_record(self, number: int) -> None:
+        try:
+            read_bytes(self.url, record_path(number))
+        except FileNotFoundError:
+            raise OutputError(
+                f"another call has finished the export into {hide_secrets(self.url)} meanwhile, "
+                "and what this one was to join is gone; the export is whole"
+            ) from None
+
+    def forget(self, shards: Iterable[int]) -> None:
+        """Delete what some shards left for the joining of all, as if they had not been written."""
+        numbers = set(shards)
+        delete_files(self.url, [record_path(number) for number in numbers])
+        pieces = list_files(self.url, PIECES)
+        delete_files(self.url, [path for path in pieces if int(path.rpartition("/")[2]) in numbers])
+
+    def tidy(self) -> None:
+        """Delete all that is needed only while the export is at work.
+
+        Records first: who misses a piece looks for the record to know whether there was one.
+        """
+        delete_files(self.url, list_files(self.url, SHARDS))
+        delete_files(self.url, list_files(self.url, WORK))
 
     def write_lines(self, path: str, name: str) -> None:
         """Write the lines of all shards as one file."""
@@ -123,7 +154,7 @@ class Shard:
 
 def piece_path(name: str, number: int) -> str:
     """Return where a shard's lines of one name are until all shards are done."""
-    return f"{WORK}/pieces/{name}/{number:08}"
+    return f"{PIECES}/{name}/{number:08}"
 
 
 def record_path(number: int) -> str:

@@ -19,7 +19,7 @@ from pipeline.exports.records import ExportImage, Picture
 from pipeline.fetching import FetchSettings, Request, fetch, in_groups, is_transient
 from pipeline.files import DRAFT_SUFFIX
 from pipeline.packed import split_member
-from pipeline.storage import describe, full_uri, hide_secrets, open_store, trust
+from pipeline.storage import describe, hide_secrets, open_store, trust
 from pipeline.web import WEB_SCHEMES
 from schemas.annotate_config import IMAGE_EXTENSIONS, SourceSettings
 from schemas.errors import OutputError, SegmillError, SourceError, StoreUnavailableError
@@ -35,14 +35,6 @@ _MAGIC: Final = {
     b"II*\0": ".tif",
     b"MM\0*": ".tif",
 }
-
-
-def source_place(source: str) -> str:
-    """Return the place of a dataset's source as URIs of images begin with it."""
-    try:
-        return full_uri(*open_store(source, SourceError))
-    except SourceError:
-        return source  # of the web: its URIs stand as they are
 
 
 @dataclass(frozen=True)

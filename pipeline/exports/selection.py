@@ -123,7 +123,11 @@ def _renamed(
     names: Sequence[str], path: Path | None
 ) -> tuple[tuple[str, ...], tuple[int | None, ...]]:
     """Return the classes of the export, and the position of each class of the dataset in them."""
-    wanted = {name: name for name in names} | _mapping(path, names)
+    asked = {
+        name: None if target == DROP else target for name, target in _mapping(path, names).items()
+    }
+    # A class of the dataset may itself be called so.
+    wanted = {name: name for name in names} | asked
     at_index: dict[int, str] = {}
     for name, target in wanted.items():
         if isinstance(target, bool) or not isinstance(target, str | int | None) or target == "":
@@ -134,11 +138,7 @@ def _renamed(
             if target < 0:
                 raise SettingsError(f"{path}: {name!r} becomes {target}; indices begin at 0")
             at_index.setdefault(target, name)  # the first class that goes there gives its name
-    free = [
-        target
-        for target in dict.fromkeys(wanted.values())
-        if isinstance(target, str) and target != DROP
-    ]
+    free = [target for target in dict.fromkeys(wanted.values()) if isinstance(target, str)]
     for name in free:
         if name in at_index.values():
             raise SettingsError(
@@ -157,7 +157,7 @@ def _renamed(
         )
     index_of = {name: index for index, name in at_index.items()}
     targets = tuple(
-        target if isinstance(target, int) else None if target in (None, DROP) else index_of[target]
+        target if isinstance(target, int) else None if target is None else index_of[target]
         for target in (wanted[name] for name in names)
     )
     return tuple(at_index[index] for index in range(number)), targets

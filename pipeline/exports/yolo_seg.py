@@ -45,8 +45,8 @@ def _lines(image: ExportImage) -> Iterator[str]:
 def _finish(export: Export, counts: ExportCounts) -> None:
     # Both splits are demanded; without a `val` the trainer is given `train` twice.
     val = VAL if VAL in counts.splits else TRAIN
+    # Without a `path` Ultralytics looks beside this file; "." would be where it was started.
     content = {
-        "path": ".",
         "train": f"images/{TRAIN}",
         "val": f"images/{val}",
         "names": dict(enumerate(export.classes)),

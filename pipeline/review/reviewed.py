@@ -70,8 +70,19 @@ class Reviewed:
         return map_HW
 
 
-def read_reviewed(path: Path) -> list[Reviewed]:
-    """Return the reviewed images of a file, in its order; tasks that nobody finished are none.
+@dataclass(frozen=True)
+class Reviews:
+    """What a file holds of the work of people."""
+
+    finished: tuple[Reviewed, ...]  # in the file's order
+    unfinished: int  # images that nobody has finished: nothing is known of them
+
+
+def read_reviewed(path: Path) -> Reviews:
+    """Return the reviewed images of a file.
+
+    CVAT does not say which images somebody has finished, and lists every image of a task: those
+    count that have a shape or a tag.
 
     Raises SettingsError for a file that cannot be read, or is of another layout.
     """
@@ -82,8 +93,9 @@ def read_reviewed(path: Path) -> list[Reviewed]:
         raise SettingsError(f"cannot read {path}: {reason}") from None
     try:
         if text.lstrip().startswith("<"):
-            return list(_of_cvat(path, ET.fromstring(text)))
-        return list(_of_label_studio(path, json.loads(text)))
+            found = list(_of_cvat(path, ET.fromstring(text)))
+        else:
+            found = list(_of_label_studio(path, json.loads(text)))
     except (ET.ParseError, ValueError) as error:
         raise SettingsError(
             f"{path} is neither Label Studio's JSON nor CVAT for images 1.1: {error}"
@@ -93,13 +105,16 @@ def read_reviewed(path: Path) -> list[Reviewed]:
             f"{path} is no file of reviewed tasks (export them as JSON, or as CVAT for images "
             f"1.1): {type(error).__name__} {error}"
         ) from None
+    finished = tuple(one for one in found if one is not None)
+    return Reviews(finished, len(found) - len(finished))
 
 
-def _of_label_studio(path: Path, tasks: list[dict[str, Any]]) -> Iterator[Reviewed]:
+def _of_label_studio(path: Path, tasks: list[dict[str, Any]]) -> Iterator[Reviewed | None]:
     for number, task in enumerate(tasks):
         place, data = f"{path}, task {task.get('id', number)}", task["data"]
         finished = [one for one in task["annotations"] if not one.get("was_cancelled")]
         if not finished:
+            yield None
             continue
         newest = max(finished, key=lambda one: str(one.get("updated_at", "")))
         drawn = [one for one in newest["result"] if one["type"] != "choices"]
@@ -146,8 +161,11 @@ def _check_size(told: Size, size: Size) -> None:
         raise ValueError(f"its image is {told[0]} x {told[1]}, not {size[0]} x {size[1]}")
 
 
-def _of_cvat(path: Path, root: ET.Element) -> Iterator[Reviewed]:
+def _of_cvat(path: Path, root: ET.Element) -> Iterator[Reviewed | None]:
     for image in root.iter("image"):
+        if all(child.tag == "attribute" for child in image):
+            yield None
+            continue
         place = f"{path}, image {image.attrib['name']}"
         shapes = [child for child in image if child.tag not in ("tag", "attribute")]
         shapes.sort(key=lambda shape: int(shape.get("z_order", 0)))
