@@ -1,11 +1,15 @@
 """What of an inventory is done already: by the newest version, and by runs that were cut short."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 
+from pipeline.files import in_parallel, list_files
 from pipeline.parts import recorded_parts
 from pipeline.planner import RETRIED_CODES, Origin, Planner
 from schemas.annotate_config import AnnotateConfig
 from schemas.manifest import Manifest, Part
+
+logger = logging.getLogger(__name__)
 
 Retried = tuple[str, ...] | None  # error codes of images to be tried again; None: all
 
@@ -20,11 +24,22 @@ def take_over(planner: Planner, dataset: str, base: Manifest | None, retried: Re
     published = {file.path for file in base.images} if base else set()
     parts = recorded_parts(dataset)
     stale = [record for record, part in parts.items() if part.images.path in published]
-    adopted = [part for record, part in parts.items() if record not in stale]
-    add_parts(planner, dataset, adopted, "adopted", retried)
+    adopted = {record: part for record, part in parts.items() if record not in stale}
+    add_parts(planner, dataset, _whole(dataset, adopted), "adopted", retried)
     if base is not None:
         planner.add_done(dataset, base.images, base.embeddings, "published", retried=retried)
     return stale
+
+
+def _whole(dataset: str, parts: Mapping[str, Part]) -> list[Part]:
+    """Return the parts whose files are there; the images of others are done again."""
+    folders = {path.rpartition("/")[0] for part in parts.values() for path in part.paths}
+    listed = in_parallel(lambda folder: list_files(dataset, folder), sorted(folders))
+    there = {path for paths in listed for path in paths}
+    for record, part in parts.items():
+        if not there.issuperset(part.paths):
+            logger.warning("passed over the record %s: its files are gone", record)
+    return [part for part in parts.values() if there.issuperset(part.paths)]
 
 
 def add_parts(

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Final
 
 from pipeline.fingerprints import Fingerprints
@@ -16,6 +17,7 @@ from pipeline.models import (
 )
 from pipeline.models.clip import ClipCard, ClipSource
 from pipeline.models.weight_cache import local_copy, pinned
+from pipeline.models.weights import sha256_of
 from pipeline.prompts import Prompts, load_prompts
 from pipeline.pruning import PruneSettings
 from pipeline.sources import Listing, ListRules
@@ -156,11 +158,14 @@ class AnnotationPlan:
 
     @property
     def _clip(self) -> dict[str, Any]:
-        known_by_hash = self.clip_card.weights_sha256 is not None
+        sha256 = self.clip_card.weights_sha256
+        named: list[str | None] | None = [self.clip.name, self.clip.weights]
+        if sha256 is not None:  # of a folder with its config, or of a file, which has none
+            named = None if self.clip.weights is None else [self.clip.name]
         return {
             **self._settings("clip_precision crop_side"),
-            "clip": None if known_by_hash else [self.clip.name, self.clip.weights],
-            "clip_weights_sha256": self.clip_card.weights_sha256,
+            "clip": named,
+            "clip_weights_sha256": sha256,
         }
 
     @property
@@ -175,11 +180,18 @@ class AnnotationPlan:
         fusion = "ensemble ensemble_weight oracle_truth invalid_proposals min_score logit_scale"
         return {
             **self._settings(fusion),
+            **self._truth,
             **self._clip,
             "query_prompts": self.query_prompts.identity,
             "region_prompts": self.region_prompts.identity,
             "vocabulary": self.vocabulary.model_dump(),
         }
+
+    @cached_property
+    def _truth(self) -> dict[str, Any]:
+        """The maps of the truth, where it decides: they may be corrected in their place."""
+        truth = self.config.oracle_truth
+        return {} if truth is None else {"oracle_truth_sha256": sha256_of(Path(truth))}
 
     @property
     def deciding(self) -> dict[str, Any]:

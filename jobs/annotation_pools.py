@@ -113,9 +113,9 @@ def planned_pools(
 ) -> dict[str, Pool]:
     """Return what an actor of each pool takes on machines that need not be here, unmeasured.
 
-    `gpus` and `fixed` (sizes) are of POOLS; None GPUs are one where there are any.
+    `gpus` and `fixed` (sizes) are of POOLS; None GPUs are one, or half of the only one.
     """
-    a_gpu = 1.0 if machines.gpus else 0.0
+    a_gpu = 0.5 if machines.gpus == 1 else float(machines.gpus > 0)
     return {
         name: Pool(
             0.0, cpus=machines.actor_cpus, gpus=a_gpu if share is None else share, fixed=size

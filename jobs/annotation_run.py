@@ -29,6 +29,7 @@ from pipeline.planner import Planner
 from pipeline.run_log import RunLog
 from pipeline.run_records import Recorder
 from pipeline.secrets import hide_all_secrets, hide_secrets
+from pipeline.sources import source_place
 from pipeline.work_units import Work
 from schemas.errors import LockedError, OutputError, SegmillError, SettingsError
 from schemas.manifest import Changes, Counts, DataFile, Manifest
@@ -111,6 +112,8 @@ class AnnotationRun:
         self._progress = progress
         newest = dataset.newest_version(self._output)
         self._base = dataset.read_manifest(self._output, newest) if newest else None
+        corrected = self._base.corrections if self._base else ()
+        self._corrections = Corrections.read(self._output, corrected)
         self._recorder.version = newest
         self._recalls_only = recalls_only
         self._from_embeddings = 0
@@ -122,9 +125,9 @@ class AnnotationRun:
         Raises PublicationError when another run published the same version meanwhile.
         """
         repeated = self._planner.add_inventory(inventory)
-        corrections = self._corrections()
+        self._planner.add_corrections(self._corrections.keys(self._plan.vocabulary.names))
         self._take_over()
-        self._correct(corrections)
+        self._correct()
         try:
             manifest = self._published(self._do_what_is_left())
         except SegmillError:
@@ -150,18 +153,16 @@ class AnnotationRun:
             meter=self._meter,
         )
 
-    def _corrections(self) -> Corrections:
-        """Tell the planner what people have corrected."""
-        files = self._base.corrections if self._base else ()
-        corrections = Corrections.read(self._output, files)
-        self._planner.add_corrections(corrections.keys(self._plan.vocabulary.names))
-        return corrections
-
-    def _correct(self, corrections: Corrections) -> None:
+    def _correct(self) -> None:
         """Write the corrected rows that are new, or of classes that stand in another order now."""
-        ids = self._planner.uncorrected()
-        if ids:
-            rows = corrections.rows(ids, self._plan.vocabulary.names, self._run_id)
+        etags = self._planner.uncorrected()
+        if etags:
+            rows = self._corrections.rows(etags, self._plan.vocabulary.names, self._run_id)
+            # A file that was touched or copied has another one than when it was corrected.
+            now = pa.array(
+                [etags[image_id] for image_id in rows["image_id"].to_pylist()], pa.string()
+            )
+            rows = rows.set_column(rows.schema.get_field_index("etag"), "etag", now)
             part = write_part(self._output, self._run_id, rows)
             add_parts(self._planner, self._output, [part], "own", self._retried)
 
@@ -205,6 +206,7 @@ class AnnotationRun:
                 done = list(run_flows(self._plan, work, self._run_id, self._progress))
                 parts = [part for result in done for part in result.parts]
                 add_parts(self._planner, self._output, parts, "own", self._retried)
+                self._correct()
                 results += done
                 self._measure(results, time.monotonic() - started)
                 work = self._left()
@@ -249,7 +251,7 @@ class AnnotationRun:
             run_id=self._run_id,
             lock=self._lock.number,
             fingerprint=plan.fingerprints.label,
-            source=hide_secrets(plan.config.source),
+            source=hide_secrets(source_place(plan.config.source)),
             vocabulary=plan.vocabulary,
             counts=counts,
             changes=self._changes(),

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from pipeline.dataset import read_manifest
+from pipeline.dataset import read_manifest, read_uris
 from pipeline.evaluation.checked_segments import (
     UNKNOWN,
     CheckedSegments,
@@ -20,10 +20,10 @@ from pipeline.evaluation.checked_segments import (
 )
 from pipeline.evaluation.score_floors import Floor, Promise, find_floors
 from pipeline.exports.selection import DROP, FLOORS
-from pipeline.metrics import truth_ignore
+from pipeline.metrics import known_pixels, truth_ignore
 from pipeline.review.reviewed import RANDOM, Reviewed, read_reviewed
 from pipeline.storage import hide_secrets
-from pipeline.truth import Truths
+from pipeline.truth import Truths, paired, read_truth
 from pipeline.whole_file import refuse_unwritable, whole_file
 from schemas.errors import SettingsError
 from schemas.manifest import Manifest
@@ -54,8 +54,8 @@ class CalibrateResult:
 def calibrate(config: CalibrateConfig) -> CalibrateResult:
     """Compare the model's segments with the truth, and write the floors that follow.
 
-    Raises SettingsError where there is no truth, or none of a labelled image, and OutputError where
-    there is no such version.
+    Raises SettingsError where there is no truth, none of a labelled image, or one that does not fit
+    or that two images claim equally, and OutputError where there is no such version.
     """
     started = time.monotonic()
     refuse_unwritable(config.output)
@@ -93,7 +93,7 @@ def calibrate(config: CalibrateConfig) -> CalibrateResult:
 
 def _of_one_version(config: CalibrateConfig, path: Path) -> list[Reviewed]:
     """Return the reviews that a promise may rest on: of one version, of images drawn at random."""
-    reviewed = read_reviewed(path)
+    reviewed = read_reviewed(path).finished
     fair = [one for one in reviewed if one.chosen == RANDOM]
     if not fair:
         raise SettingsError(
@@ -127,20 +127,29 @@ def _compared_with_reviews(
 def _compared_with_maps(config: CalibrateConfig, manifest: Manifest) -> CheckedSegments:
     if config.truth is None:
         raise SettingsError("truth is required")
-    truths, checked = Truths.find(config.truth), CheckedSegments(config.min_overlap, config.by)
-    ignore = truth_ignore(len(manifest.vocabulary)) if config.ignore is None else config.ignore
+    by_stem = Truths.find(config.truth).by_stem
+    truths = paired(by_stem, read_uris(config.dataset, manifest))
+    checked, num_classes = CheckedSegments(config.min_overlap, config.by), len(manifest.vocabulary)
+    ignore = truth_ignore(num_classes) if config.ignore is None else config.ignore
     for row in rows_of_the_model(config.dataset, manifest, _COLUMNS):
-        if truths.of(row["uri"]) is not None:
-            checked.add(row, _truth_of(row, truths, ignore))
+        path = truths.get(row["uri"])
+        if path is not None:
+            checked.add(row, _read_truth(path, row, num_classes, ignore))
     return checked
 
 
-def _truth_of(row: Mapping[str, Any], truths: Truths, ignore: int) -> NDArray[np.int32]:
+def _read_truth(
+    path: Path, row: Mapping[str, Any], num_classes: int, ignore: int
+) -> NDArray[np.int32]:
     try:
-        truth_HW = truths.read(row["uri"], (row["height"], row["width"]))
+        truth_HW = read_truth(path, (row["height"], row["width"]))
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    return np.where(truth_HW == ignore, UNKNOWN, truth_HW)
+    try:
+        known_HW = known_pixels(truth_HW, num_classes, ignore)
+    except ValueError as error:
+        raise SettingsError(f"truth {path}: {error}") from None
+    return np.where(known_HW, truth_HW, UNKNOWN)
 
 
 def _write(config: CalibrateConfig, manifest: Manifest, result: CalibrateResult) -> None:

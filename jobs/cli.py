@@ -20,6 +20,8 @@ from typing import Any, Final, NoReturn
 
 ENV_PREFIX: Final = "SEGMILL_"
 _LOG_FORMAT: Final = f"{ENV_PREFIX}LOG_FORMAT"  # text, or json: a line of JSON per event
+_LOG_LEVEL: Final = f"{ENV_PREFIX}LOG_LEVEL"
+_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(name: str, command: _Command, arguments: list[str]) -> int:
     program = f"segmill {name}"
     try:
-        _check_log_format()
+        _check_logging()
         config = _settings(program, command, arguments)
     except _UsageError as error:
         return _complain(program, str(error))
@@ -267,9 +269,11 @@ def _load(path: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def _check_log_format() -> None:
+def _check_logging() -> None:
     if (form := os.environ.get(_LOG_FORMAT, "text")) not in ("text", "json"):
         raise _UsageError(f"{_LOG_FORMAT} is {form!r}; it may be text or json")
+    if (level := os.environ.get(_LOG_LEVEL, "ERROR")).upper() not in _LEVELS:
+        raise _UsageError(f"{_LOG_LEVEL} is {level!r}; it may be {', '.join(_LEVELS)}")
 
 
 def _logs_json() -> bool:
@@ -284,7 +288,7 @@ def _quiet_libraries(as_json: bool) -> None:
     from pipeline.run_log import EVENTS, JsonFormatter
     from pipeline.secrets import hide_in_output
 
-    level = os.environ.get(f"{ENV_PREFIX}LOG_LEVEL", "ERROR").upper()
+    level = os.environ.get(_LOG_LEVEL, "ERROR").upper()
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
     EVENTS.handlers.clear()
     if as_json:

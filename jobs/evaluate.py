@@ -2,12 +2,12 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from pipeline.dataset import read_manifest, read_rows
+from pipeline.dataset import read_manifest, read_rows, read_uris
 from pipeline.evaluation.labels import LabelItem, LabelMeasure, StoredLabels
 from pipeline.evaluation.page import write_evaluation_page
 from pipeline.evaluation.parallel import add_up
@@ -16,7 +16,7 @@ from pipeline.evaluation.result import EvaluateResult, ProposalFigures, mean_iou
 from pipeline.evaluation.truth_segments import TruthFiles
 from pipeline.metrics import truth_ignore
 from pipeline.storage import hide_secrets
-from pipeline.truth import files_by_stem
+from pipeline.truth import files_by_stem, paired
 from pipeline.whole_file import refuse_unwritable, whole_file
 from schemas.annotation import LABELLED
 from schemas.errors import SettingsError
@@ -34,12 +34,12 @@ class _Pairs:
     """The images that have a truth, read as they are asked for; counts those without."""
 
     labels: Callable[[], Iterator[tuple[str, StoredLabels | Path]]]
-    truths: TruthFiles
+    truths: Mapping[str, Path]  # by URI
     without_truth: int = field(default=0, init=False)
 
     def __iter__(self) -> Iterator[LabelItem]:
         for uri, labels in self.labels():
-            truth = self.truths.of(uri)
+            truth = self.truths.get(uri)
             if truth is None:
                 self.without_truth += 1
             else:
@@ -49,8 +49,8 @@ class _Pairs:
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
     """Compare every labelled image with its truth: the file of the same stem.
 
-    Raises SettingsError when no image has a truth, a file cannot be read, sizes differ, or a truth
-    holds an index outside the vocabulary.
+    Raises SettingsError when no image has a truth, two claim one equally, a file cannot be read,
+    sizes differ, or a truth holds an index outside the vocabulary.
     """
     started = time.monotonic()
     for path in (config.output, config.page):
@@ -63,8 +63,10 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     else:
         vocabulary = read_vocabulary(config.vocabulary)
     truths = TruthFiles.find(config.truth, config.truth_format)
-    proposals = _proposals(config, manifest, truths) if config.proposals and manifest else None
     pairs = _pairs(config, manifest, truths)
+    proposals = (
+        _proposals(config, manifest, pairs.truths) if config.proposals and manifest else None
+    )
     measure = LabelMeasure(len(vocabulary), config.truth_format, _ignored(config, vocabulary))
     total = add_up(measure, pairs, _IMAGES_PER_CHUNK, config.workers)
     if not total.images:
@@ -100,12 +102,14 @@ def _ignored(config: EvaluateConfig, vocabulary: Vocabulary) -> int:
 def _pairs(config: EvaluateConfig, manifest: Manifest | None, truths: TruthFiles) -> _Pairs:
     if manifest is not None:
         stored = manifest
-        return _Pairs(lambda: _stored_labels(config.dataset, stored), truths)
+        of_uris = paired(truths.by_stem, read_uris(config.dataset, stored))
+        return _Pairs(lambda: _stored_labels(config.dataset, stored), of_uris)
     files = files_by_stem(config.dataset, {".png"})
     if not files:
         raise SettingsError(f"there are no PNG label maps in {config.dataset}")
     paths = [path for found in files.values() for path in found]
-    return _Pairs(lambda: ((str(path), path) for path in paths), truths)
+    of_paths = paired(truths.by_stem, map(str, paths))
+    return _Pairs(lambda: ((str(path), path) for path in paths), of_paths)
 
 
 def _stored_labels(dataset: str, manifest: Manifest) -> Iterator[tuple[str, StoredLabels]]:
@@ -115,7 +119,9 @@ def _stored_labels(dataset: str, manifest: Manifest) -> Iterator[tuple[str, Stor
                 yield row["uri"], StoredLabels((row["height"], row["width"]), row["segments"])
 
 
-def _proposals(config: EvaluateConfig, manifest: Manifest, truths: TruthFiles) -> ProposalFigures:
+def _proposals(
+    config: EvaluateConfig, manifest: Manifest, truths: Mapping[str, Path]
+) -> ProposalFigures:
     # Torch takes seconds to import, and most evaluations need none.
     from pipeline.evaluation.kept import kept_units, require_kept
     from pipeline.evaluation.proposals import ProposalMeasure
@@ -129,7 +135,7 @@ def _proposals(config: EvaluateConfig, manifest: Manifest, truths: TruthFiles) -
         manifest.models["divisor"],
         manifest.config["mask_precision"],
     )
-    units = kept_units(config.dataset, manifest, truths)
+    units = kept_units(config.dataset, manifest, truths.get)
     total = add_up(measure, units, _UNITS_PER_CHUNK, config.workers)
     if not total.recall.images:
         raise SettingsError(

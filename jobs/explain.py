@@ -141,9 +141,11 @@ def _terms(
     texts = read_texts(config.dataset, manifest.fingerprint)
     if texts is None:
         return None, f"{again}the text vectors of this version were not kept"
+    # After compact ones exact ones may have been kept: labels are made of the best.
+    files = sorted(manifest.embeddings, key=lambda file: file.encoding == "compact")
     kept = find_rows(
         config.dataset,
-        [file.path for file in manifest.embeddings],
+        [file.path for file in files],
         row["image_id"],
         lambda found: (
             found["etag"] == row["etag"]

@@ -21,8 +21,9 @@ from jobs.training_plan import (
     usable,
 )
 from pipeline import runtime
-from pipeline.models.clip import Clip, ClipSource, text_vectors
+from pipeline.models.clip import Clip, ClipCard, ClipSource, text_vectors
 from pipeline.models.clip_positions import check_input_size
+from pipeline.models.weight_cache import pinned
 from pipeline.prompts import Prompts, load_prompts
 from pipeline.training.labelled_images import Finding, LabelledImages
 from pipeline.training.prompt_samples import draw, draw_held_out, hold_out
@@ -44,6 +45,7 @@ class PromptTrainingPlan:
     vocabulary: Vocabulary
     data: LabelledImages
     clip: ClipSource
+    clip_card: ClipCard
     baseline: Prompts
 
     @classmethod
@@ -52,9 +54,9 @@ class PromptTrainingPlan:
         config = absolute(given)
         vocabulary = read_classes(config)
         data = labelled_images(config, vocabulary)
-        clip = ClipSource.of(config.clip, config.clip_weights)
-        clip.describe()
-        return cls(config, vocabulary, data, clip, load_prompts(config.baseline))
+        clip = ClipSource.of(config.clip, pinned(config.clip_weights))
+        card = clip.on_this_machine().describe()
+        return cls(config, vocabulary, data, clip, card, load_prompts(config.baseline))
 
     @property
     def seen(self) -> Vocabulary:
@@ -75,9 +77,14 @@ class PromptTrainingPlan:
         refuse_other_settings(str(self.config.output), self._deciding())
 
     def _deciding(self) -> dict[str, Any]:
-        """Return the settings that decide what a seed learns, and all of the class list."""
+        """Return the settings that decide a seed's results, the class list, and what files hold."""
         settings = self.config.model_dump(mode="json", exclude=_NOT_DECIDING)
-        return {**settings, "classes": self.vocabulary.model_dump(mode="json")["classes"]}
+        return {
+            **settings,
+            "classes": self.vocabulary.model_dump(mode="json")["classes"],
+            "baseline_identity": list(self.baseline.identity),
+            "clip_sha256": self.clip_card.weights_sha256,
+        }
 
     def findings(self, progress: Progress) -> list[Finding]:
         """Read every pair once, on the whole cluster; a run that goes on knows the result."""

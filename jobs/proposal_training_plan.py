@@ -26,10 +26,11 @@ from jobs.training_plan import (
 )
 from pipeline import runtime
 from pipeline.files import read_bytes
-from pipeline.models.clip import Clip, ClipSource, text_vectors
+from pipeline.models.clip import Clip, ClipCard, ClipSource, text_vectors
 from pipeline.models.embedded import EMBEDDED_PROPOSER
 from pipeline.models.maskformer import BackboneConfig, MaskFormerConfig, load_config
 from pipeline.models.model_directory import CONFIG_FILE
+from pipeline.models.weight_cache import pinned
 from pipeline.models.weights import sha256_of
 from pipeline.prompts import Prompts, load_prompts
 from pipeline.training.labelled_images import Finding, LabelledImages
@@ -56,6 +57,7 @@ class ProposalTrainingPlan:
     data: LabelledImages
     prompts: Prompts
     clip: ClipSource
+    clip_card: ClipCard
     structure: MaskFormerConfig
 
     @classmethod
@@ -64,9 +66,9 @@ class ProposalTrainingPlan:
         config = absolute(given)
         vocabulary = read_classes(config)
         data = labelled_images(config, vocabulary)
-        clip = ClipSource.of(config.clip, config.clip_weights)
-        dim = clip.describe().embedding_dim
-        structure = _structure(config, dim)
+        clip = ClipSource.of(config.clip, pinned(config.clip_weights))
+        card = clip.on_this_machine().describe()
+        structure = _structure(config, card.embedding_dim)
         if config.crop_size % structure.size_divisibility:
             raise SettingsError(
                 f"crop_size is {config.crop_size}; it must be a multiple of "
@@ -74,7 +76,8 @@ class ProposalTrainingPlan:
             )
         if config.backbone_weights is not None:
             sha256_of(config.backbone_weights)
-        return cls(config, vocabulary, data, load_prompts(config.prompts), clip, structure)
+        prompts = load_prompts(config.prompts)
+        return cls(config, vocabulary, data, prompts, clip, card, structure)
 
     @property
     def seen(self) -> Vocabulary:
@@ -110,10 +113,15 @@ class ProposalTrainingPlan:
         refuse_other_settings(str(self.config.output), self._deciding())
 
     def _deciding(self) -> dict[str, Any]:
-        """Return the settings that decide what is learned, and all of the class list."""
+        """Return the settings that decide what is learned, the class list, and what files hold."""
         execution = {*TrainingExecution.model_fields, "output"}
         settings = self.config.model_dump(mode="json", exclude=execution)
-        return {**settings, "classes": self.vocabulary.model_dump(mode="json")["classes"]}
+        return {
+            **settings,
+            "classes": self.vocabulary.model_dump(mode="json")["classes"],
+            "prompts_identity": list(self.prompts.identity),
+            "clip_sha256": self.clip_card.weights_sha256,
+        }
 
     def findings(self, progress: Progress) -> list[Finding]:
         """Read every pair once, on the whole cluster; a run that goes on knows the result."""

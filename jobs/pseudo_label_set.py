@@ -114,7 +114,7 @@ class _Writing:
     def _label_units(self) -> None:
         """Label what no record tells of, and record it."""
         done = {tuple(record["unit"]) for record in self._records()}
-        units = kept_units(self._plan.config.labels, self._plan.manifest, self._truths)
+        units = kept_units(self._plan.config.labels, self._plan.manifest, self._truths.of)
         left = [unit for unit in units if (unit.path, unit.row_group) not in done]
         if not left:
             return

@@ -27,8 +27,8 @@ def relabel(config: RelabelConfig, progress: Progress | None = None) -> Annotate
 
     Settings that are not given are those of the newest version. Raises OutputError where there is
     no version, SettingsError (or a kind of it) where it keeps no embeddings, where an image has
-    none of its models, or where a setting is wrong, and LockedError when another run holds the
-    dataset.
+    none of its models, where the file of its prompts has changed, or where a setting is wrong, and
+    LockedError when another run holds the dataset.
     """
     started = time.monotonic()
     progress = progress or RecordedProgress(Silent())
@@ -41,6 +41,7 @@ def relabel(config: RelabelConfig, progress: Progress | None = None) -> Annotate
         vocabulary = read_vocabulary(config.vocabulary)
     with progress:
         plan = AnnotationPlan.of(_resolved(config, manifest), vocabulary)
+        _refuse_changed_prompts(config, manifest, plan)
         with holding(plan, progress, recalls_only=True) as run:
             return run.result(_inventory(config.dataset, manifest), started)
 
@@ -52,7 +53,7 @@ def _resolved(config: RelabelConfig, manifest: Manifest) -> AnnotateConfig:
             f"version {manifest.version} of {hide_secrets(config.dataset)} keeps no embeddings to "
             "label again; annotate with --keep-embeddings"
         )
-    is_compact = any(file.encoding == "compact" for file in manifest.embeddings)
+    is_compact = all(file.encoding == "compact" for file in manifest.embeddings)
     given: dict[str, Any] = config.model_dump(exclude={"dataset"}, exclude_none=True)
     return AnnotateConfig.model_validate(
         {
@@ -63,6 +64,25 @@ def _resolved(config: RelabelConfig, manifest: Manifest) -> AnnotateConfig:
             "keep_embeddings": "compact" if is_compact else "exact",
         }
     )
+
+
+def _refuse_changed_prompts(
+    config: RelabelConfig, manifest: Manifest, plan: AnnotationPlan
+) -> None:
+    """Raise SettingsError where prompts that nobody asked to change are others than they were."""
+    if config.prompts is not None:
+        return
+    for name, prompts in (
+        ("query_prompts", plan.query_prompts), ("region_prompts", plan.region_prompts)
+    ):  # fmt: skip
+        if name == "region_prompts" and config.region_prompts is not None:
+            continue
+        if list(prompts.identity) != list(manifest.models[name]):
+            raise SettingsError(
+                f"the prompts of version {manifest.version} came from {plan.config.prompts!r} "
+                f"(region prompts: {plan.config.region_prompts!r}), and what is there now differs; "
+                "give --prompts to label with it, or put the file back"
+            )
 
 
 def _inventory(dataset: str, manifest: Manifest) -> Iterator[pa.Table]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.evaluate import evaluate
-from pipeline.dataset import read_manifest, read_rows
+from pipeline.dataset import read_manifest, read_rows, read_uris
 from pipeline.evaluation.result import EvaluateResult
 from pipeline.overview import COLUMNS, Overview
 from pipeline.photos import Photos
@@ -27,7 +27,7 @@ from pipeline.report import (
 )
 from pipeline.storage import hide_secrets, store_errors
 from pipeline.throughput import runs_of
-from pipeline.truth import Truths, read_label_map
+from pipeline.truth import Truths, paired, read_label_map
 from pipeline.whole_file import whole_file
 from schemas.annotation import LABELLED, QUARANTINED
 from schemas.errors import OutputError
@@ -63,7 +63,7 @@ class _Cards:
     dataset: str
     manifest: Manifest
     chosen: Mapping[int, tuple[str, ...]]  # ranks among the labelled rows -> why they were chosen
-    truths: Truths | None
+    truths: Mapping[str, Path]  # by URI
     room_bytes: float
     made: int = field(default=0, init=False)
     unreadable: int = field(default=0, init=False)
@@ -98,7 +98,7 @@ class _Cards:
         picked: tuple[str, ...],
     ) -> Card:
         photo = photos.read(row["uri"], row["bytes_sha256"])
-        truth_path = self.truths.of(row["uri"]) if self.truths else None
+        truth_path = self.truths.get(row["uri"])
         truth_HW = read_label_map(truth_path) if truth_path else None
         try:
             card = make_card(row, vocabulary, photo, truth_HW, picked)
@@ -122,9 +122,10 @@ def report(config: ReportConfig) -> ReportResult:
     """
     manifest = read_manifest(config.dataset, config.version)
     with whole_file(config.output) as file:
-        figures = truths = None
+        figures, truths = None, {}
         if config.truth is not None:
-            truths = Truths.find(config.truth)
+            uris = read_uris(config.dataset, manifest)
+            truths = paired(Truths.find(config.truth).by_stem, uris)
             figures = _figures(_compare(config, config.truth, manifest), manifest.vocabulary)
         overview = _overview(config, manifest)
         chosen = _choose(overview, config.max_images)
@@ -137,7 +138,7 @@ def report(config: ReportConfig) -> ReportResult:
             overview=overview,
             runs=runs_of(config.dataset, manifest.version),
             num_cards=len(chosen),
-            has_truth=truths is not None,
+            has_truth=config.truth is not None,
         )
         write_page(file, page, cards, _refusals(config.dataset, manifest))
     return ReportResult(

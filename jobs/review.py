@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 
 from pipeline.dataset import read_manifest, read_rows
 from pipeline.evaluation.checked_segments import of_the_model
-from pipeline.exports.pictures import source_place
 from pipeline.review.queue import COLUMNS, Candidates, random_images, worthy_images
 from pipeline.review.reviewed import RANDOM, WORTH
 from pipeline.review.tasks import ReviewedVersion, ReviewTask, write_cvat, write_label_studio
+from pipeline.sources import source_place
 from pipeline.storage import hide_secrets
 from pipeline.whole_file import refuse_unwritable
 from schemas.errors import SettingsError
@@ -70,7 +70,7 @@ def review(config: ReviewConfig) -> ReviewResult:
 
 def _tasks(dataset: str, manifest: Manifest, chosen: dict[str, str]) -> Iterator[ReviewTask]:
     """Yield the chosen images in their order, the most worthy first."""
-    wanted = pa.array(list(chosen))
+    wanted = pa.array(list(chosen), pa.string())  # of none it could not tell the type
     rows = {}
     for table in read_rows(dataset, manifest, _TASK_COLUMNS):
         for row in table.filter(pc.is_in(table["image_id"], wanted)).to_pylist():

@@ -18,6 +18,7 @@ from pipeline.evaluation.kept import require_kept
 from pipeline.files import write_bytes
 from pipeline.metrics import truth_ignore
 from pipeline.models.embedded import EMBEDDED_PROPOSER
+from pipeline.models.weight_cache import local_copy
 from pipeline.pseudo_labels import PseudoLabelSettings
 from pipeline.storage import hide_secrets
 from pipeline.training.labelled_images import LabelledImages
@@ -136,7 +137,7 @@ class SelfTrainingPlan:
                 f"proposer {labelling.proposer!r} of {hide_secrets(self.config.labels)} is no "
                 "MaskFormer to go on from; give initial_weights or an architecture"
             )
-        weights = labelling.proposer_weights
+        weights = local_copy(labelling.proposer_weights)
         return {"initial_weights": Path(weights).absolute() if weights else EMBEDDED_PROPOSER}
 
     def comparison(self, name: str) -> AnnotateConfig:

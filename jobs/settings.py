@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -59,6 +60,8 @@ def read_settings(
         "file named by --config; flags win over the environment, the environment over the file."
         + (f" --preset takes {', '.join(presets)}." if presets else ""),
         known=[f"--{name.replace('_', '-')}" for name in model.model_fields],
+        positional=positional,
+        demanded=demanded,
     )
     try:
         source = CliSettingsSource(  # type: ignore[var-annotated]
@@ -71,16 +74,45 @@ def read_settings(
     except ValidationError as error:
         raise BadSettingsError(_describe(error, model)) from None
     except SettingsError as error:
-        raise BadSettingsError(str(error).splitlines()[0]) from None
+        raise BadSettingsError(_describe_unread(error, model)) from None
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports one line instead of a usage block, and never takes an abbreviated flag."""
+    """Reports one line instead of a usage block, and never takes an abbreviated flag.
 
-    def __init__(self, *, known: Sequence[str] = (), **options: Any) -> None:
+    Of the positional settings those are demanded that no other source gives.
+    """
+
+    def __init__(
+        self,
+        *,
+        known: Sequence[str] = (),
+        positional: Sequence[str] = (),
+        demanded: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
         # `--ignore` silently meaning `--ignore-label` is how typos turn into wrong datasets.
         super().__init__(allow_abbrev=False, **options)
         self._known = known
+        self._positional = positional
+        self._demanded = demanded
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Any = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Take words beyond the demanded ones, which win over what other sources give."""
+        found, rest = super().parse_known_args(args, namespace)
+        if not rest or any(word.startswith("-") for word in rest):
+            return found, rest
+        words = [*(getattr(found, name) for name in self._demanded), *rest]
+        by_flag = [
+            name for name in self._positional if name not in self._demanded and name in found
+        ]
+        if by_flag or len(words) > len(self._positional):
+            return found, rest
+        for name, word in zip(self._positional, words, strict=False):
+            setattr(found, name, word)
+        return found, []
 
     def error(self, message: str) -> NoReturn:
         flags = [word for word in message.split() if word.startswith("--")]
@@ -160,6 +192,18 @@ def _settings_class(
     fields |= {name: marked[fields[name]] for name in positional}
     namespace = {"__annotations__": fields, "__module__": __name__, **model.model_fields}
     return type(model.__name__, (Settings,), namespace)
+
+
+def _describe_unread(error: SettingsError, model: type[BaseModel]) -> str:
+    """Return in one line what a source holds that cannot be read as what a setting takes."""
+    told = str(error).splitlines()[0]
+    field = re.search(r'field "(\w+)" from source "EnvSettingsSource"', told)
+    if not field:
+        return told
+    variable = f"{ENV_PREFIX}{field[1].upper()}"
+    is_list = "tuple" in str(model.model_fields[field[1]].annotation)
+    example = '["jpg","png"]' if is_list else '{"NAME": 1}'
+    return f"{variable} is {os.environ.get(variable)!r}: it must be JSON, such as {example}"
 
 
 def _describe(error: ValidationError, model: type[BaseModel]) -> str:

@@ -93,7 +93,11 @@ def _machines(config: SimulateConfig, cluster: str) -> Machines:
 
 def _pools(config: SimulateConfig, machines: Machines) -> dict[str, Pool]:
     """Return what an actor of each pool takes; raises SettingsError where not both find room."""
-    pools = planned_pools(machines, (config.propose_gpus, config.classify_gpus), (None, None))
+    whole = 1.0 if machines.gpus else 0.0  # pools that share a GPU by halves are not simulated
+    propose, classify = (
+        whole if share is None else share for share in (config.propose_gpus, config.classify_gpus)
+    )
+    pools = planned_pools(machines, (propose, classify), (None, None))
     cpus = 1 + sum(pool.cpus for pool in pools.values())  # one is left to decode
     gpus = sum(pool.gpus for pool in pools.values())
     if cpus > machines.cpus or gpus > machines.gpus:

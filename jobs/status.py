@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Final, Literal
 
 from pipeline.dataset import newest_version, read_manifest
 from pipeline.lock import Held, read_lock
@@ -16,6 +16,8 @@ from schemas.runs import Outcome
 from schemas.status_config import StatusConfig
 
 State = Outcome | Literal["running", "killed"]
+
+_GOOD: Final = ("published", "unchanged")  # it brought the dataset up to date
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class RunStatus:
     @property
     def is_good(self) -> bool:
         """Whether it brought the dataset up to date."""
-        return self.state in ("published", "unchanged")
+        return self.state in _GOOD
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def status(config: StatusConfig) -> StatusResult:
     newest = newest_version(config.dataset)
     manifest = read_manifest(config.dataset, newest) if newest else None
     lock = read_lock(config.dataset)
-    records = newest_runs(config.dataset, config.runs)
+    records = _records(config.dataset, config.runs)
     if records and records[0].end is None and not _holds(lock, records[0].run_id):
         lock = read_lock(config.dataset)  # it may have started since the lock was read
     if manifest is None and lock is None and not records:
@@ -68,13 +70,24 @@ def status(config: StatusConfig) -> StatusResult:
     return StatusResult(
         dataset=hide_secrets(config.dataset),
         manifest=manifest,
-        runs=runs,
+        runs=runs[: config.runs],
         lock=lock,
         finished=sum(part.images.rows for part in parts.values()),
         left=_left(runs, parts),
         age_s=age_s,
         problems=tuple(_problems(config, runs, manifest, age_s)),
     )
+
+
+def _records(dataset: str, shown: int) -> list[RunRecord]:
+    """Return the newest runs: those to show, the last that ended, and the last that ended well."""
+    most = max(shown, 2)  # no more than one is at work
+    while True:
+        records = newest_runs(dataset, most)
+        found_good = any(record.end and record.end.outcome in _GOOD for record in records)
+        if found_good or len(records) < most:
+            return records
+        most *= 4
 
 
 def _runs(records: Sequence[RunRecord], lock: Held | None) -> tuple[RunStatus, ...]:

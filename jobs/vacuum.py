@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pipeline.dataset import MANIFESTS, manifest_path, read_manifest, versions
 from pipeline.files import FileFacts, delete_files, list_facts
 from pipeline.lock import DatasetLock, new_run_id
-from pipeline.parts import CORRECTIONS_FOLDER, EMBEDDINGS_FOLDER, IMAGES, RUNS
+from pipeline.parts import (
+    CORRECTIONS_FOLDER,
+    EMBEDDINGS_FOLDER,
+    IMAGES,
+    RUNS,
+    is_record,
+    recorded_parts,
+)
 from pipeline.storage import hide_secrets
 from pipeline.text_vectors import texts_path
 from schemas.errors import OutputError
@@ -32,16 +39,17 @@ def vacuum(config: VacuumConfig) -> VacuumResult:
     it is young. Raises LockedError when a run is at work on the dataset, and OutputError where
     there is no dataset.
     """
-    if not versions(config.dataset):
-        raise OutputError(f"{hide_secrets(config.dataset)} holds no published dataset")
+    _versions(config.dataset)
     lock = DatasetLock(config.dataset, f"vacuum-{new_run_id()}", config.lock_ttl_s)
     with lock if config.delete else nullcontext():
         dropped, files = _superfluous(config)
         if config.delete:
             lock.check()
-            # Manifests first: none may name a file that is gone.
-            delete_files(config.dataset, [manifest_path(number) for number in dropped])
-            delete_files(config.dataset, list(files))
+            # Manifests and records first: none may name a file that is gone.
+            records = [path for path in files if is_record(path)]
+            manifests = [manifest_path(number) for number in dropped]
+            delete_files(config.dataset, manifests + records)
+            delete_files(config.dataset, [path for path in files if not is_record(path)])
     return VacuumResult(
         dataset=hide_secrets(config.dataset),
         deleted=config.delete,
@@ -51,9 +59,16 @@ def vacuum(config: VacuumConfig) -> VacuumResult:
     )
 
 
+def _versions(dataset: str) -> list[int]:
+    """Return the published versions; without any, everything would be superfluous."""
+    if not (numbers := versions(dataset)):
+        raise OutputError(f"{hide_secrets(dataset)} holds no published dataset")
+    return numbers
+
+
 def _superfluous(config: VacuumConfig) -> tuple[list[int], dict[str, FileFacts]]:
     oldest = time.time() - config.older_than_hours * 3600
-    numbers = versions(config.dataset)
+    numbers = _versions(config.dataset)
     manifests = {number: read_manifest(config.dataset, number) for number in numbers}
     dropped = [
         number
@@ -67,15 +82,24 @@ def _superfluous(config: VacuumConfig) -> tuple[list[int], dict[str, FileFacts]]
     named |= {texts_path(manifest.fingerprint) for manifest in kept}
     named |= {manifest_path(number) for number in numbers}  # dropped ones are told apart
     runs = {manifest.run_id for manifest in kept}
-    files = {
+    stored = {
         path: facts
         for folder in (IMAGES, EMBEDDINGS_FOLDER, CORRECTIONS_FOLDER, RUNS, MANIFESTS)
         for path, facts in list_facts(config.dataset, folder).items()
-        if path not in named and (facts.changed is None or facts.changed < oldest)
     }
-    return dropped, {path: facts for path, facts in files.items() if not _is_config_of(path, runs)}
+    young = {path for path, facts in stored.items() if (facts.changed or 0) >= oldest}
+    # A part goes or stays whole, or its record would name a file that is gone.
+    for record, part in recorded_parts(config.dataset).items():
+        if not young.isdisjoint({record, *part.paths}):
+            named |= {record, *part.paths}
+    kept_files = named | young
+    return dropped, {
+        path: facts
+        for path, facts in stored.items()
+        if path not in kept_files and not _is_config_of(path, runs)
+    }
 
 
 def _is_config_of(path: str, runs: set[str]) -> bool:
-    folder, _, rest = path.partition("/")
-    return folder == RUNS and rest.partition("/")[0] in runs
+    folder, run, *rest = path.split("/")
+    return folder == RUNS and run in runs and rest[0] not in ("parts", "todo")

@@ -41,11 +41,11 @@ class Corrections:
         return cls(table.take(pc.index_in(pc.unique(ids), ids)))
 
     def keys(self, names: Sequence[str]) -> pa.Table:
-        """Return image_id, etag, and the fingerprint of the row under these class names."""
+        """Return image_id, etag, bytes and the fingerprint of the row under these class names."""
         prints = [
             Fingerprints.of_correction(one, names) for one in self.table["sha256"].to_pylist()
         ]
-        kept = self.table.select(["image_id", "etag"])
+        kept = self.table.select(["image_id", "etag", "bytes_sha256"])
         return kept.append_column("fingerprint", pa.array(prints, pa.string()))
 
     def rows(self, image_ids: Collection[str], names: Sequence[str], run_id: str) -> pa.Table:

@@ -81,3 +81,9 @@ def read_rows(
         with fs.open(f"{root}/{part.path}", "rb") as file:
             for batch in pq.ParquetFile(file).iter_batches(batch_rows, columns=columns):
                 yield pa.Table.from_batches([batch])
+
+
+def read_uris(dataset: str, manifest: Manifest) -> Iterator[str]:
+    """Yield the URIs of all images of a version, labelled or not."""
+    for table in read_rows(dataset, manifest, ("uri",), batch_rows=4096):
+        yield from table["uri"].to_pylist()

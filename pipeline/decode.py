@@ -5,14 +5,14 @@ Dimension key: H height, W width.
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from pipeline.frames import count_frames
 from pipeline.resize import Size, resize_image, resized_size
@@ -114,7 +114,7 @@ def decode_image(
     if not data:
         raise BadImage("empty_file", "the file has no bytes")
     try:
-        with warnings.catch_warnings(), _pillow_limit(max_pixels):
+        with warnings.catch_warnings(), _pillow_limits(max_pixels):
             warnings.simplefilter("ignore")
             return _decode(bytes(data), max_pixels, max_frames, draft_edges)
     except BadImage:
@@ -133,14 +133,16 @@ def decode_image(
 
 
 @contextmanager
-def _pillow_limit(max_pixels: int) -> Iterator[None]:
+def _pillow_limits(max_pixels: int) -> Iterator[None]:
     # Pillow refuses at twice this number while opening; `_decode` checks the exact limit.
-    previous = Image.MAX_IMAGE_PIXELS
+    previous = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
     Image.MAX_IMAGE_PIXELS = max_pixels
+    # 1 MiB by default: profiles of printers and workflows of image generators are larger.
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
     try:
         yield
     finally:
-        Image.MAX_IMAGE_PIXELS = previous
+        Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = previous
 
 
 def _decode(
@@ -155,18 +157,39 @@ def _decode(
         frames = count_frames(file, data, max_frames)
         if frames is not None and frames > max_frames:
             raise BadImage("too_many_frames", f"the file has more than {max_frames} frames")
+        if isinstance(file, PngImagePlugin.PngImageFile):
+            _load_png(file)
         orientation = _orientation(file)
         size = (width, height) if orientation in _TURNED else (height, width)
         if draft_edges is not None:
             _draft(file, size, draft_edges)
         file.load()
-        # Pillow brings a TIFF upright while it loads, and then takes the tag away.
+        # Pillow brings a TIFF upright while it loads, and then takes the tag away. Its size may be
+        # upright from the start.
+        if file.format == "TIFF":
+            size = file.height, file.width
         still_to_turn = _orientation(file)
         image = _to_rgb(file)
     del file  # its pixels, before the turned copy is made
     if still_to_turn in _UPRIGHT:
         image = image.transpose(_UPRIGHT[still_to_turn])
     return Decoded(image, Origin(*size, orientation, frames))
+
+
+def _load_png(file: PngImagePlugin.PngImageFile) -> None:
+    """Load the pixels; an error in them is raised, one in the metadata behind them is not."""
+    # To ask for EXIF data loads a PNG, and Pillow tells of damaged pixels only the first time.
+    read_end = file.load_end
+
+    def load_end() -> None:
+        with suppress(OSError, SyntaxError, ValueError):
+            read_end()
+
+    file.load_end = load_end  # type: ignore[method-assign]  # its error would hide the other
+    try:
+        file.load()
+    finally:
+        del file.load_end  # or the image would hold itself, and its memory stay
 
 
 def _orientation(file: Image.Image) -> int:

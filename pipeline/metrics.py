@@ -211,6 +211,17 @@ def _counted(
     """Return where the truth is a class; raises ValueError for maps that do not fit."""
     if predicted_HW.shape != truth_HW.shape:
         raise ValueError(f"prediction is {predicted_HW.shape}, truth is {truth_HW.shape}")
+    return known_pixels(truth_HW, num_classes, ignore)
+
+
+def known_pixels(
+    truth_HW: NDArray[np.integer[Any]], num_classes: int, ignore: int | None = None
+) -> NDArray[np.bool_]:
+    """Return where (H, W) a truth is a class.
+
+    Raises ValueError when it holds an index that is neither a class nor `ignore` (if absent that of
+    `truth_ignore`).
+    """
     ignore = truth_ignore(num_classes) if ignore is None else ignore
     counted: NDArray[np.bool_] = truth_HW != ignore
     truth = truth_HW[counted]

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Final
+from typing import BinaryIO, Final
 
 import fsspec
 import pyarrow as pa
@@ -32,6 +32,7 @@ PACKED: Final = frozenset({"tar", "parquet"})  # as extensions
 _RANGE: Final = re.compile(r"(.*\.tar)#bytes=(\d+)-(\d+)/.*", re.DOTALL | re.IGNORECASE)
 _CELL: Final = re.compile(r"(.*\.parquet)#row=(\d+)/([^/]+)(?:/.*)?", re.DOTALL | re.IGNORECASE)
 _ROWS_AT_ONCE: Final = 10_000
+_END_BYTES: Final = 2**20  # of zeros, read at once
 # What one row group's images may weigh: they are in memory together.
 _MAX_ROW_GROUP_BYTES: Final = 2**30
 
@@ -96,6 +97,23 @@ def _tar_members(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Member]:
                 start = info.offset_data
                 place = f"bytes={start:012}-{start + info.size - 1:012}/{info.name}"
                 yield Member(place, info.name, info.size)
+        _check_end(file, tar.offset)
+
+
+def _check_end(file: BinaryIO, offset: int) -> None:
+    """Raise ReadError unless a tar ends here: in a block of zeros, and nothing but zeros after it.
+
+    `tarfile` takes a header that it cannot read for the end, and so would it take the end of a file
+    that was cut between two members.
+    """
+    file.seek(offset)
+    end = file.read(tarfile.BLOCKSIZE)
+    if len(end) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"unexpected end of data at byte {offset}: no zeros mark the end")
+    while end:
+        if end.strip(b"\0"):
+            raise tarfile.ReadError(f"no header of a member at byte {offset}, but not the end")
+        end = file.read(_END_BYTES)
 
 
 def _parquet_members(
@@ -161,17 +179,24 @@ def read_cells(
     fs: fsspec.AbstractFileSystem, path: str, cells: Sequence[Cell]
 ) -> list[bytes | Exception]:
     """Return the bytes of images of one Parquet file."""
-    return [_read_cell(fs, path, cell) for cell in cells]
-
-
-def _read_cell(fs: fsspec.AbstractFileSystem, path: str, cell: Cell) -> bytes | Exception:
     try:
-        ends = _row_group_ends(fs, path)
+        content = str(fs.ukey(path))  # changes with size, time and etag of the file
+    except Exception as error:  # of the store
+        return [error] * len(cells)
+    return [_read_cell(fs, path, content, cell) for cell in cells]
+
+
+def _read_cell(
+    fs: fsspec.AbstractFileSystem, path: str, content: str, cell: Cell
+) -> bytes | Exception:
+    try:
+        ends = _row_group_ends(fs, path, content)
         group = next((number for number, end in enumerate(ends) if cell.row < end), None)
         if group is None:
             return FileNotFoundError(f"the file has {ends[-1] if ends else 0} rows")
         first = ends[group - 1] if group else 0
-        value: bytes | None = _images(fs, path, group, cell.column)[cell.row - first].as_py()
+        images = _images(fs, path, content, group, cell.column)
+        value: bytes | None = images[cell.row - first].as_py()
     except Exception as error:  # of the store, or of a damaged file
         return error
     if value is None:
@@ -180,7 +205,7 @@ def _read_cell(fs: fsspec.AbstractFileSystem, path: str, cell: Cell) -> bytes | 
 
 
 @lru_cache(maxsize=256)
-def _row_group_ends(fs: fsspec.AbstractFileSystem, path: str) -> tuple[int, ...]:
+def _row_group_ends(fs: fsspec.AbstractFileSystem, path: str, content: str) -> tuple[int, ...]:
     with fs.open(path, "rb") as stream:
         metadata = pq.ParquetFile(stream).metadata
     groups = range(metadata.num_row_groups)
@@ -188,7 +213,9 @@ def _row_group_ends(fs: fsspec.AbstractFileSystem, path: str) -> tuple[int, ...]
 
 
 @lru_cache(maxsize=1)
-def _images(fs: fsspec.AbstractFileSystem, path: str, group: int, column: str) -> pa.ChunkedArray:
+def _images(
+    fs: fsspec.AbstractFileSystem, path: str, content: str, group: int, column: str
+) -> pa.ChunkedArray:
     with fs.open(path, "rb") as stream:
         file = pq.ParquetFile(stream)
         leaf = _leaf(file.schema_arrow.field(column).type)

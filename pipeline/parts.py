@@ -144,12 +144,13 @@ def read_row_group(dataset: str, path: str, row_group: int) -> pa.Table:
 
 def recorded_parts(dataset: str) -> dict[str, Part]:
     """Return what runs have finished and no later publication has tidied away, by record."""
-    records = [path for path in list_files(dataset, RUNS) if _is_record(path)]
+    records = [path for path in list_files(dataset, RUNS) if is_record(path)]
     parts = in_parallel(lambda path: _read_record(dataset, path), records)
     return {path: part for path, part in zip(records, parts, strict=True) if part is not None}
 
 
-def _is_record(path: str) -> bool:
+def is_record(path: str) -> bool:
+    """Say whether a file of the dataset is the record of a part, by its path."""
     folders = path.split("/")
     return len(folders) == 4 and folders[2] == "parts" and path.endswith(".json")
 
@@ -166,8 +167,7 @@ def _read_record(dataset: str, path: str) -> Part | None:
 def forget_parts(dataset: str, parts: Mapping[str, Part], published: Collection[str]) -> None:
     """Delete records and, after them, their files, but for those that a version names."""
     delete_files(dataset, list(parts))
-    files = {part.images.path for part in parts.values()}
-    files |= {part.embeddings.path for part in parts.values() if part.embeddings}
+    files = {path for part in parts.values() for path in part.paths}
     delete_files(dataset, sorted(files - set(published)))
 
 

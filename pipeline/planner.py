@@ -5,7 +5,8 @@ which spills to disk where they outgrow its memory, so that neither is ever whol
 
 A row is done when its image is in the inventory with the same etag and its fingerprint is of today.
 Compact embeddings, and labels made from them, count only for who asks for compact ones. Of an image
-that a person has corrected, and that has the same content still, the corrected row alone is done.
+that a person has corrected, and that has the same content still, the corrected row alone is done:
+the same etag, or under another one the same bytes, as a finished row tells.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -35,7 +36,8 @@ _FILES_AT_ONCE: Final = 32
 
 _TABLES: Final = """
 create table listed (image_id varchar, uri varchar, etag varchar, size_bytes bigint);
-create table corrected (image_id varchar, fingerprint varchar);
+create table corrected (image_id varchar, etag varchar, fingerprint varchar, bytes_sha256 varchar,
+                        counts boolean);
 create table rows (file integer, image_id varchar, etag varchar, fresh boolean, embeds boolean);
 create table embedded (file integer, row_group integer, image_id varchar, etag varchar,
                        is_current boolean, relabels boolean, reclassifies boolean);
@@ -122,24 +124,25 @@ class Planner:
         return repeated
 
     def add_corrections(self, corrections: pa.Table) -> None:
-        """Take what people have corrected: image_id, etag, and the fingerprint of today's row.
+        """Take what people have corrected: image_id, etag, bytes and fingerprint of today's row.
 
         Call it after the inventory and before finished rows.
         """
         self._insert(
             "corrected",
-            "select k.image_id, k.fingerprint from arriving k join inventory i using (image_id) "
-            f"where {_SAME_CONTENT}",
+            "select k.image_id, k.etag, k.fingerprint, k.bytes_sha256, "
+            f"coalesce({_SAME_CONTENT}, false) from arriving k join inventory i using (image_id)",
             corrections,
         )
 
-    def uncorrected(self) -> list[str]:
-        """Return the ids of images whose corrected rows are still to be made."""
+    def uncorrected(self) -> dict[str, str | None]:
+        """Return the images whose corrected rows are still to be made, and the etags of these."""
         found = self._database.execute(
-            "select image_id from corrected c where not exists "
-            "(from rows k where k.image_id = c.image_id and k.fresh) order by image_id"
+            "select image_id, coalesce(i.etag, c.etag) from corrected c "
+            "join inventory i using (image_id) where c.counts and not exists (from rows k "
+            f"where k.image_id = c.image_id and k.fresh and {_SAME_CONTENT}) order by image_id"
         ).fetchall()
-        return [image_id for (image_id,) in found]
+        return dict(found)
 
     @property
     def images(self) -> int:
@@ -163,9 +166,13 @@ class Planner:
             self._own_from = len(self._files)
         first = len(self._files)
         self._files += files
-        columns = ("image_id", "etag", "fingerprint", "status", "annotator", "error")
+        columns = ["image_id", "etag", "fingerprint", "status", "annotator", "error"]
+        touched = self._number("select count(*) from corrected where not counts")
+        columns += ["bytes_sha256"] * bool(touched)
         given_up = _given_up(() if origin == "own" else retried)  # this run has tried its own
         for number, table in _read_many(dataset, [file.path for file in files], columns):
+            if touched:
+                self._recognise(table)
             self._add_rows(first + number, table, given_up)
             if origin == "published":
                 self._insert("before", "select image_id from arriving", table)
@@ -174,6 +181,22 @@ class Planner:
         keys = ("image_id", "etag", "proposal_fingerprint", "embedding_fingerprint")
         for number, table in _read_many(dataset, [file.path for file in embeddings], keys):
             self._add_embeddings(first + number, table)
+
+    def _recognise(self, table: pa.Table) -> None:
+        """Let corrections count whose images have other etags, but by these rows the same bytes."""
+        self._database.register("arriving", table.select(["image_id", "etag", "bytes_sha256"]))
+        found = self._database.execute(
+            "update corrected c set counts = true "
+            "from arriving a join inventory i on i.image_id = a.image_id and i.etag = a.etag "
+            "where c.image_id = a.image_id and c.bytes_sha256 = a.bytes_sha256 and not c.counts "
+            "returning c.image_id"
+        ).fetchall()
+        self._database.unregister("arriving")
+        if found:  # what a model made of such an image is not done any more
+            self._database.execute(
+                "update rows set fresh = false where list_contains($ids, image_id)",
+                {"ids": [image_id for (image_id,) in found]},
+            )
 
     def _add_rows(self, number: int, table: pa.Table, given_up: str) -> None:
         code = pc.struct_field(table["error"], "code")
@@ -184,7 +207,7 @@ class Planner:
             "when status = $labelled then list_contains($labels, a.fingerprint) "
             f"else list_contains($quarantined, a.fingerprint) and {given_up} end, "
             "status = $labelled and annotator = $model "
-            "from arriving a left join corrected c using (image_id)",
+            "from arriving a left join (from corrected where counts) c using (image_id)",
             table.drop_columns(["error"]).append_column("code", code),
             {
                 "file": number,
@@ -285,10 +308,10 @@ class Planner:
         ).to_arrow_reader(ROWS_PER_TODO_FILE)
         return write_units(dataset, run_id, reader, images, self._signatures_of)
 
-    def _signatures_of(self, table: pa.Table) -> list[str | None] | None:
+    def _signatures_of(self, image_ids: Iterable[str]) -> list[str | None] | None:
         if not self._signatures:
             return None
-        return [self._signatures.get(image_id) for image_id in table["image_id"].to_pylist()]
+        return [self._signatures.get(image_id) for image_id in image_ids]
 
     def _recall_units(self, *, relabels: bool) -> Units:
         found = self._database.execute(
@@ -297,7 +320,13 @@ class Planner:
             {"relabels": relabels},
         ).fetchall()
         units = [
-            {"path": self._embeddings[file].path, "row_group": group, "image_ids": sorted(ids)}
+            {
+                "path": self._embeddings[file].path,
+                "row_group": group,
+                "image_ids": sorted(ids),
+                # To label again takes no pixels, so that nothing has to be opened.
+                "signatures": None if relabels else self._signatures_of(sorted(ids)),
+            }
             for file, group, ids in found
         ]
         table = pa.Table.from_pylist(units, schema=UNITS)

@@ -50,11 +50,13 @@ class Prediction:
     cpu_hours: float
     gpu_hours: float
     cost: float
+    images_per_s: float  # once the pools are warm, if what binds is always busy
+    binds: str | None  # a step, `cores` or `gpus`; None: nothing was measured
 
     @property
     def seconds_per_image(self) -> float:
-        """Once the pools are warm, if what binds is always busy."""
-        return 1 / self.flow.ceiling if self.flow.ceiling else 0.0
+        """The reciprocal of `images_per_s`."""
+        return 1 / self.images_per_s if self.images_per_s else 0.0
 
 
 def predict(
@@ -94,8 +96,13 @@ def predict(
             for step, what in spent.items()
         ),
     )
+    images_per_s, binds = flow.ceiling, flow.binds
+    # Pools that share a GPU do not both have all of it.
+    on_gpus_s = sum(pool.service_s for pool in sized.values() if pool.gpus)
+    if on_gpus_s and machines.gpus / on_gpus_s < images_per_s:
+        images_per_s, binds = machines.gpus / on_gpus_s, "gpus"
     start_up_s = _START_S + warm_up_s
-    seconds = start_up_s + (images / flow.ceiling if flow.ceiling else 0.0)
+    seconds = start_up_s + (images / images_per_s if images_per_s else 0.0)
     return Prediction(
         images=images,
         flow=flow,
@@ -105,6 +112,8 @@ def predict(
         cpu_hours=machines.cpu_hours(seconds),
         gpu_hours=machines.gpu_hours(seconds),
         cost=machines.cost(seconds),
+        images_per_s=images_per_s,
+        binds=binds,
     )
 
 

@@ -8,10 +8,15 @@ import traceback
 from types import TracebackType
 from typing import Any, Final
 
+# Names of parameters that hold secrets: `split_signature` takes them, and no less is hidden here.
+SECRET_WORDS: Final = r"signature|token|credential|secret|passw|api.?key|access.?key"
+SECRET_PARAMETERS: Final = "auth|pwd"  # only as whole names: "author" is none
 _USER_INFO: Final = re.compile(r"(\b[\w+.-]+://)[^\s/@]+@")
 # A name that holds a question mark is a name; these parameters are what signed URLs carry.
 _SIGNED_QUERY: Final = re.compile(
-    r"(://[^\s?]+)\?[^\s'\"#]*(?:signature|token|credential|sig|secret|key)[^\s=]*=[^\s'\"#]*", re.I
+    rf"(://[^\s?]+)\?[^\s'\"#]*(?:{SECRET_WORDS}|sig|key|x-amz-|x-goog-"
+    rf"|\b(?:{SECRET_PARAMETERS})(?==))[^\s=]*=[^\s'\"#]*",
+    re.I,
 )
 # The same where no URL surrounds them, as in the logs of an HTTP client.
 _SIGNING_PARAMETER: Final = re.compile(

@@ -5,14 +5,15 @@ images stands for the images in it.
 """
 
 import logging
+import re
 import tarfile
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO, TextIOWrapper
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Final
 from urllib.parse import urlsplit
@@ -22,11 +23,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 from s3fs import S3FileSystem
 
 from pipeline.packed import PACKED, PARQUET, image_columns, is_packed, members
 from pipeline.secrets import hide_secrets
-from pipeline.storage import full_uri, open_store, split_signature, store_errors, trust
+from pipeline.storage import (
+    credentials,
+    full_uri,
+    open_store,
+    split_signature,
+    store_errors,
+    trust,
+)
+from pipeline.walking import files_below
 from pipeline.web import WEB_SCHEMES, WebAccess, WebStore
 from schemas.annotate_config import IMAGE_EXTENSIONS
 from schemas.annotation import INVENTORY, image_id
@@ -107,7 +117,7 @@ class Listing:
                 )
             yield _row(path, None, None)
         elif _GLOB_CHARACTERS & set(path) and not fs.exists(path):
-            yield from self._files(fs, fs.glob(path, detail=True).values())
+            yield from self._files(fs, _matching(fs, path))
         elif fs.isfile(path):
             yield from self._files(fs, [fs.info(path)])
         else:
@@ -185,18 +195,21 @@ def _unpack(wanted: set[str], image_column: str | None, row: _Row) -> tuple[list
     """
     fs, path = open_store(row["uri"], SourceError)
     rows, ignored = [], 0
-    try:
-        for member in members(fs, path, image_column):
-            uri = f"{row['uri']}#{member.fragment}"
-            has_name = bool(PurePosixPath(member.name).suffix)
-            other = has_name and "*" not in wanted and _extension(member.name) not in wanted
-            if other or not _is_text(uri):
-                ignored += 1
-            else:
-                rows.append(_row(uri, row["etag"], member.size_bytes))
-    except (tarfile.TarError, pa.ArrowException, EOFError) as error:
-        logger.warning("%s is damaged after %d images: %s", hide_secrets(path), len(rows), error)
-        rows.append(row)
+    with store_errors("read", row["uri"], SourceError):
+        try:
+            for member in members(fs, path, image_column):
+                uri = f"{row['uri']}#{member.fragment}"
+                has_name = bool(PurePosixPath(member.name).suffix)
+                other = has_name and "*" not in wanted and _extension(member.name) not in wanted
+                if other or not _is_text(uri):
+                    ignored += 1
+                else:
+                    rows.append(_row(uri, row["etag"], member.size_bytes))
+        except (tarfile.TarError, pa.ArrowException, EOFError) as error:
+            logger.warning(
+                "%s is damaged after %d images: %s", hide_secrets(path), len(rows), error
+            )
+            rows.append(row)
     return rows, ignored
 
 
@@ -214,8 +227,22 @@ def walk(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[dict[str, Any]]:
             # A name that ends so is a marker that consoles make for a folder.
             yield from (info for info in infos if not info["name"].endswith("/"))
         return
-    for _, _, files in fs.walk(path, detail=True):
-        yield from files.values()
+    yield from files_below(fs, path)
+
+
+def _matching(fs: fsspec.AbstractFileSystem, pattern: str) -> Iterator[dict[str, Any]]:
+    """Yield the info of every file that a glob matches."""
+    folder = _above_glob(fs, pattern)
+    levels = pattern.removeprefix(folder).strip("/").count("/") + 1
+    found = walk(fs, folder) if "**" in pattern else files_below(fs, folder, levels)
+    matches = re.compile(glob_translate(pattern)).match
+    yield from (info for info in found if matches(info["name"]))
+
+
+def _above_glob(fs: fsspec.AbstractFileSystem, pattern: str) -> str:
+    """Return the folder above what a glob matches."""
+    folders = takewhile(lambda part: not _GLOB_CHARACTERS & set(part), pattern.split("/"))
+    return "/".join(folders) or str(fs.root_marker)
 
 
 async def _take(infos: AsyncIterator[dict[str, Any]], most: int) -> list[dict[str, Any]]:
@@ -263,6 +290,20 @@ def _etag(info: dict[str, Any]) -> str | None:
     return None
 
 
+def source_place(source: str) -> str:
+    """Return the place of a source as URIs of its images begin with it.
+
+    Of a glob that is the folder above what is matched. A list has none: its URIs stand as they are.
+    """
+    try:
+        fs, path = open_store(source, SourceError)
+        if _GLOB_CHARACTERS & set(path) and not fs.exists(path):
+            path = _above_glob(fs, path)
+    except (SourceError, OSError):
+        return source  # of the web, or of a store that does not answer
+    return full_uri(fs, path)
+
+
 def _is_list(fs: fsspec.AbstractFileSystem, path: str) -> bool:
     return _name(fs, path).endswith(LIST_SUFFIXES)
 
@@ -279,6 +320,8 @@ class _List:
     fs: fsspec.AbstractFileSystem
     path: str
     rules: ListRules
+    # The first `BATCH_ROWS` URIs with credentials: what those are, and where the entry stands.
+    _credentials: dict[str, tuple[str, str]] = field(default_factory=dict, init=False)
 
     def rows(self) -> Iterator[_Row]:
         """Yield the rows; raises SourceError that names the line or row of a wrong entry."""
@@ -351,4 +394,25 @@ class _List:
         if etag is None and isinstance(fs, LocalFileSystem) and fs.isfile(path):
             info = fs.info(path)
             return _row(uri, _etag(info), int(info["size"]))
-        return _row(uri, etag, None)
+        row = _row(uri, etag, None)
+        self._refuse_twin(row, where)
+        return row
+
+    def _refuse_twin(self, row: _Row, where: str) -> None:
+        """Raise SourceError where only credentials tell an entry from an earlier one.
+
+        They are not recorded, so that two images would become one.
+        """
+        found = credentials(row["signature"])
+        if not found:
+            return
+        if len(self._credentials) < BATCH_ROWS:
+            self._credentials.setdefault(row["uri"], (found, where))
+        before, first = self._credentials.get(row["uri"], (found, where))
+        if before != found:
+            names = ", ".join(pair.partition("=")[0] for pair in found.split("&"))
+            raise SourceError(
+                f"{hide_secrets(self.source)}, {where}: it differs from {first} only in {names}, "
+                "which is taken for a secret and not recorded, so that both would be one image; "
+                "name an image once, and give what tells images apart another name"
+            )

@@ -6,20 +6,20 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 import fsspec
 from fsspec.core import split_protocol
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.secrets import hide_secrets
+from pipeline.secrets import SECRET_PARAMETERS, SECRET_WORDS, hide_secrets
 from pipeline.web import WEB_SCHEMES, RefusedError, WebAccess, WebStore, web_store
 from schemas.errors import SegmillError, SettingsError
 
 __all__ = [
-    "SCHEMES", "describe", "first_line", "full_uri", "hide_secrets", "join_signature", "open_store",
-    "split_signature", "store_errors", "trust",
+    "SCHEMES", "credentials", "describe", "first_line", "full_uri", "hide_secrets",
+    "join_signature", "open_store", "split_signature", "store_errors", "trust",
 ]  # fmt: skip
 
 # Other schemes of fsspec would work but were not tried. http(s) only where the rules are given.
@@ -27,11 +27,13 @@ SCHEMES: Final = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "hf", "memory"
 # Here others write too while we look.
 _BUCKETS: Final = ("s3", "s3a", "gs", "gcs", "az", "abfs")
 
-# Parameters of a signed URL: what opens it, and what only says how and until when.
+# Parameters of a URL that are secret whatever stands beside them.
+_SECRET: Final = re.compile(rf"x-(amz|goog)-|.*({SECRET_WORDS})|(sig|{SECRET_PARAMETERS})$", re.I)
+# What signs a URL, and what only beside that says how and until when: a new one at each signing.
+_SIGNATURE: Final = re.compile(r"(.*signature|sig)$", re.I)
 _SIGNING: Final = re.compile(
-    r"x-(amz|goog)-|(.*(signature|token|credential|secret|passw|api.?key|access.?key))"
-    r"|(sig|se|st|sp|sv|sr|spr|skoid|sktid|skt|ske|sks|skv|expires|policy|key-pair-id"
-    r"|awsaccesskeyid|googleaccessid|auth|key)$",
+    r"x-(amz|goog)-|(.*signature|sig|se|st|sp|sv|sr|spr|skoid|sktid|skt|ske|sks|skv|expires|policy"
+    r"|key-pair-id|awsaccesskeyid|googleaccessid)$",
     re.I,
 )
 logger = logging.getLogger(__name__)
@@ -44,7 +46,8 @@ def open_store(
 
     Endpoint and credentials are found the way s3fs and the AWS SDK find them: environment
     (AWS_ENDPOINT_URL, AWS_PROFILE, ...), profile files, instance role. Raises `error` for an
-    unknown scheme, for credentials inside the URL, and for a scheme whose package is absent.
+    unknown scheme, for credentials inside the URL, for what is no URL, and for a scheme whose
+    package is absent.
     """
     protocol, _ = split_protocol(url)
     known = SCHEMES if web is None else SCHEMES + WEB_SCHEMES
@@ -53,7 +56,7 @@ def open_store(
             f"scheme {protocol!r} of {hide_secrets(url)} is not supported; there are "
             f"{', '.join(known)} and plain paths"
         )
-    if protocol not in (None, "file") and "@" in urlsplit(url).netloc:
+    if protocol not in (None, "file") and "@" in _split(url, error).netloc:
         raise error(f"{hide_secrets(url)} carries credentials; give them by environment or profile")
     if not url.strip():
         raise error("an empty path was given")
@@ -67,6 +70,13 @@ def open_store(
     except ImportError as missing:
         raise error(f"{url} needs a package that is not installed: {missing}") from None
     return fs, str(fs._strip_protocol(target))
+
+
+def _split(url: str, error: type[SettingsError]) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError as cause:
+        raise error(f"{hide_secrets(url)} is no URL: {cause}") from None
 
 
 def full_uri(fs: fsspec.AbstractFileSystem, path: str) -> str:
@@ -90,9 +100,25 @@ def split_signature(url: str) -> tuple[str, str | None]:
     if parts.scheme not in WEB_SCHEMES or not parts.query:
         return url, None
     pairs = parts.query.split("&")
-    signing = [pair for pair in pairs if _SIGNING.match(pair.partition("=")[0])]
+    is_signed = any(_SIGNATURE.match(_name(pair)) for pair in pairs)
+    signing = [pair for pair in pairs if _is_secret(_name(pair), is_signed)]
     kept = "&".join(pair for pair in pairs if pair not in signing)
     return urlunsplit(parts._replace(query=kept)), "&".join(signing) or None
+
+
+def _name(pair: str) -> str:
+    return pair.partition("=")[0]
+
+
+def _is_secret(name: str, is_signed: bool) -> bool:
+    beside = is_signed and (_SIGNING.match(name) or name.lower() == "key")
+    return bool(_SECRET.match(name) or beside)
+
+
+def credentials(signature: str | None) -> str:
+    """Return what of a signature is the same at every signing, such as tokens and passwords."""
+    pairs = (signature or "").split("&")
+    return "&".join(pair for pair in pairs if not _SIGNING.match(_name(pair)))
 
 
 def join_signature(url: str, signature: str | None) -> str:

@@ -3,7 +3,7 @@
 Dimension key: H W pixels.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.resize import Size
+from pipeline.storage import hide_secrets
 from schemas.errors import SettingsError
 
 _INDEX_MODES = frozenset({"L", "P", "I", "I;16"})
@@ -44,11 +45,7 @@ class Truths:
         path = self.of(uri)
         if path is None:
             raise ValueError(f"{uri} has no truth")
-        truth_HW = read_indices(path)
-        if truth_HW.shape != size:
-            found, wanted = ("x".join(map(str, shape)) for shape in (truth_HW.shape, size))
-            raise ValueError(f"truth {path} is {found}, the image is {wanted} (height x width)")
-        return truth_HW
+        return read_truth(path, size)
 
 
 def files_by_stem(directory: str, suffixes: Collection[str]) -> dict[str, list[Path]]:
@@ -67,6 +64,33 @@ def matching(by_stem: Mapping[str, list[Path]], uri: str) -> Path | None:
     return max(candidates, key=lambda path: _agreement(path, image), default=None)
 
 
+def paired(by_stem: Mapping[str, list[Path]], uris: Iterable[str]) -> dict[str, Path]:
+    """Return the files of those images that have one, by URI.
+
+    A file is of one image: of several that it matches, that whose path agrees furthest. Raises
+    SettingsError where two agree equally.
+    """
+    claims: dict[Path, tuple[int, list[str]]] = {}
+    for uri in uris:
+        path = matching(by_stem, uri)
+        if path is None:
+            continue
+        agreed = _agreement(path, PurePosixPath(uri))
+        furthest, claimants = claims.get(path, (-1, []))
+        if agreed > furthest:
+            claims[path] = (agreed, [uri])
+        elif agreed == furthest and len(claimants) == 1:
+            claims[path] = (agreed, [*claimants, uri])  # two are enough to tell
+    for path, (_, claimants) in claims.items():
+        if len(claimants) > 1:
+            one, other = map(hide_secrets, claimants)
+            raise SettingsError(
+                f"{path} may be of {one} or of {other}; put it into a folder named as that of its "
+                "image"
+            )
+    return {claimants[0]: path for path, (_, claimants) in claims.items()}
+
+
 def _agreement(file: Path, image: PurePosixPath) -> int:
     """Count the parent folders, from the innermost outwards, that bear the same name."""
     agreed = 0
@@ -75,6 +99,18 @@ def _agreement(file: Path, image: PurePosixPath) -> int:
             break
         agreed += 1
     return agreed
+
+
+def read_truth(path: Path, size: Size) -> NDArray[np.int32]:
+    """Read the truth of an image of original `size`, (H, W).
+
+    Raises ValueError for a file that cannot be read, or that is of another size.
+    """
+    truth_HW = read_indices(path)
+    if truth_HW.shape != size:
+        found, wanted = ("x".join(map(str, shape)) for shape in (truth_HW.shape, size))
+        raise ValueError(f"truth {path} is {found}, the image is {wanted} (height x width)")
+    return truth_HW
 
 
 def read_label_map(path: Path) -> NDArray[np.int32]:

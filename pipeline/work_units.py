@@ -23,7 +23,8 @@ UNITS: Final = pa.schema(
         pa.field("path", pa.string(), nullable=False),  # of a Parquet file of the dataset
         pa.field("row_group", pa.int32(), nullable=False),
         pa.field("image_ids", pa.list_(pa.string())),  # the rows to take; null: all
-        # What opens each signed URL of the row group, in order: secret, so it is in no file.
+        # What opens each signed URL, in the order of image_ids or, of all rows, of the row group:
+        # secret, so it is in no file.
         pa.field("signatures", pa.list_(pa.string())),
     ]
 )
@@ -61,7 +62,7 @@ class Work:
         return self.reclassify.images + self.relabel.images
 
 
-Signatures = Callable[[pa.Table], list[str | None] | None]
+Signatures = Callable[[list[str]], list[str | None] | None]  # of images, by image_id
 
 
 def write_units(
@@ -76,7 +77,7 @@ def write_units(
         pq.write_table(table, buffer, row_group_size=rows)
         write_bytes(dataset, path, buffer.getvalue())
         for group, start in enumerate(range(0, len(table), rows)):
-            opened_by = signatures(table.slice(start, rows))
+            opened_by = signatures(table["image_id"].slice(start, rows).to_pylist())
             units.append({"path": path, "row_group": group, "signatures": opened_by})
     return Units(pa.Table.from_pylist(units, schema=UNITS), count)
 

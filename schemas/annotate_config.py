@@ -1,11 +1,19 @@
 """Settings of `segmill annotate`, in the groups that other commands share."""
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.config import Config, LockTtl, ObjectStoreMb, PlanMemoryMb, RemoteSettings, RowsPerFile
+from schemas.config import (
+    Config,
+    LocalPath,
+    LocalText,
+    LockTtl,
+    ObjectStoreMb,
+    PlanMemoryMb,
+    RemoteSettings,
+    RowsPerFile,
+)
 from schemas.manifest import Encoding
 
 IMAGE_EXTENSIONS = (
@@ -176,7 +184,7 @@ class EnsembleSettings(Config):
     ensemble_weight: float = Field(
         0.8, ge=0, le=1, description="exponent of the query score for seen classes; 0: CLIP alone"
     )
-    oracle_truth: str | None = Field(
+    oracle_truth: LocalText | None = Field(
         None,
         description="directory of PNG label maps: label proposals by their IoU with the truth "
         "instead of by any score (the upper bound that the proposals leave)",
@@ -284,7 +292,7 @@ class AnnotateConfig(
     source: str = Field(
         description="folder, glob, s3:// prefix, or a .txt / .parquet list of image URIs"
     )
-    vocabulary: Path = Field(description="YAML or text file of class names")
+    vocabulary: LocalPath = Field(description="YAML or text file of class names")
     output: str = Field(
         description="dataset directory: a path, or a URL such as s3://bucket/labels"
     )

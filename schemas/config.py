@@ -5,11 +5,21 @@ Credentials are never settings: stores read theirs from the environment, a profi
 role, so that a resolved config can be written beside the data.
 """
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _no_url(value: Any) -> Any:
+    if isinstance(value, str) and "://" in value:
+        raise ValueError("must be a path on this machine, not a URL")
+    return value
+
 
 # Types, because several commands take them alike.
+LocalPath = Annotated[Path, BeforeValidator(_no_url)]
+LocalText = Annotated[str, BeforeValidator(_no_url)]  # a path that is kept as it was given
 DatasetUrl = Annotated[str, Field(description="dataset directory or URL")]
 DatasetVersion = Annotated[
     int | None, Field(ge=1, description="dataset version; the newest if absent")

@@ -1,21 +1,24 @@
 """Settings of `segmill datasets`."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from schemas.config import Config
+from schemas.config import Config, LocalPath
 
 
 class DatasetsPrepareConfig(Config):
     """Turn an official download into images, maps of class indices, and a vocabulary."""
 
     name: str = Field(description="data set; see `segmill datasets list`")
-    root: Path = Field(description="directory of data sets: downloads are in it, ROOT/NAME is made")
-    source: Path | None = Field(None, description="where the download was unpacked; ROOT if absent")
-    output: Path | None = Field(None, description="directory to write; ROOT/NAME if absent")
-    vocabulary: Path | None = Field(
+    root: LocalPath = Field(
+        description="directory of data sets: downloads are in it, ROOT/NAME is made"
+    )
+    source: LocalPath | None = Field(
+        None, description="where the download was unpacked; ROOT if absent"
+    )
+    output: LocalPath | None = Field(None, description="directory to write; ROOT/NAME if absent")
+    vocabulary: LocalPath | None = Field(
         None, description="class names: of a folder or Hugging Face data set, or for ade20k-847"
     )
     label_values: tuple[int, ...] = Field(

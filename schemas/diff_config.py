@@ -1,10 +1,8 @@
 """The settings of `segmill diff`."""
 
-from pathlib import Path
-
 from pydantic import Field
 
-from schemas.config import Config
+from schemas.config import Config, LocalPath
 
 
 class DiffConfig(Config):
@@ -32,8 +30,8 @@ class DiffConfig(Config):
         le=1,
         description="fail when a larger share of the labelled images is gone or quarantined",
     )
-    output: Path | None = Field(None, description="JSON file to write with every figure")
-    page: Path | None = Field(None, description="HTML page to write, of the largest changes")
+    output: LocalPath | None = Field(None, description="JSON file to write with every figure")
+    page: LocalPath | None = Field(None, description="HTML page to write, of the largest changes")
     max_images: int = Field(24, ge=1, description="images on the page")
     memory_mb: int = Field(
         1024, ge=64, description="memory for joining the versions, in MiB; the rest spills"

@@ -1,11 +1,10 @@
 """Settings of `segmill evaluate`."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from schemas.config import Config, DatasetVersion
+from schemas.config import Config, DatasetVersion, LocalPath, LocalText
 
 
 class EvaluateConfig(Config):
@@ -14,7 +13,7 @@ class EvaluateConfig(Config):
     dataset: str = Field(
         description="dataset directory or URL; or, with --vocabulary, a directory of PNG label maps"
     )
-    truth: str = Field(description="directory of truths named like the images")
+    truth: LocalText = Field(description="directory of truths named like the images")
     truth_format: Literal["classes", "segments", "bsds"] = Field(
         "classes",
         description="PNG maps of class indices; PNG maps of segment ids without classes (COCO "
@@ -26,7 +25,7 @@ class EvaluateConfig(Config):
         description="class index of the truth that counts nowhere; if absent 255, with over 255 "
         "classes 65535",
     )
-    vocabulary: Path | None = Field(
+    vocabulary: LocalPath | None = Field(
         None, description="class names of the label maps, where DATASET is a directory of these"
     )
     protocol: Literal["reference", "detectron2"] = Field(
@@ -43,8 +42,8 @@ class EvaluateConfig(Config):
     workers: int | None = Field(
         None, ge=1, description="processes; if absent one per core where there are many images"
     )
-    output: Path | None = Field(None, description="JSON file to write with every figure")
-    page: Path | None = Field(None, description="HTML page to write, to look at the figures")
+    output: LocalPath | None = Field(None, description="JSON file to write with every figure")
+    page: LocalPath | None = Field(None, description="HTML page to write, to look at the figures")
 
     @model_validator(mode="after")
     def _label_maps_are_no_dataset(self) -> "EvaluateConfig":

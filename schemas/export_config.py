@@ -1,11 +1,10 @@
 """The settings of `segmill export`."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from schemas.config import Config, DatasetUrl, DatasetVersion, RemoteSettings
+from schemas.config import Config, DatasetUrl, DatasetVersion, LocalPath, RemoteSettings
 
 
 class SelectionSettings(Config):
@@ -14,7 +13,7 @@ class SelectionSettings(Config):
     min_score: float = Field(
         0.0, ge=0, le=1, description="segments scored below this are ignored pixels"
     )
-    class_min_scores: Path | None = Field(
+    class_min_scores: LocalPath | None = Field(
         None,
         description="YAML mapping of class names to a floor of their own, above or below it, or "
         "`drop`; or what `segmill calibrate` wrote",
@@ -25,7 +24,7 @@ class SelectionSettings(Config):
         le=1,
         description="segments with a smaller lead over the second class are ignored",
     )
-    class_min_margins: Path | None = Field(
+    class_min_margins: LocalPath | None = Field(
         None, description="as --class-min-scores, of margins (`segmill calibrate --by margin`)"
     )
     max_disagreement: float = Field(
@@ -37,7 +36,7 @@ class SelectionSettings(Config):
     min_area: int = Field(
         0, ge=0, description="segments of fewer pixels, after classes were joined, are ignored"
     )
-    classes: Path | None = Field(
+    classes: LocalPath | None = Field(
         None,
         description="YAML mapping of class names to a new name, a new index, or `drop` (ignored); "
         "classes that it does not name stay as they are",

@@ -52,6 +52,11 @@ class Part(_Record):
     embeddings: EmbeddingsFile | None = None
 
     @property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of its data files."""
+        return tuple(file.path for file in (self.images, self.embeddings) if file)
+
+    @property
     def size_bytes(self) -> int:
         """Size of its data files."""
         return self.images.size_bytes + (self.embeddings.size_bytes if self.embeddings else 0)

@@ -1,10 +1,8 @@
 """The settings of `segmill presets`."""
 
-from pathlib import Path
-
 from pydantic import Field
 
-from schemas.config import Config
+from schemas.config import Config, LocalPath
 
 
 class PresetsConfig(Config):
@@ -17,7 +15,7 @@ class PresetsConfig(Config):
     prompt_seconds_per_step: float | None = Field(
         None, gt=0, description="measured time of a step of `train prompts`"
     )
-    log: tuple[Path, ...] = Field(
+    log: tuple[LocalPath, ...] = Field(
         (), description="outputs of trainings: their times are read, where they fit a preset"
     )
     gpus: int = Field(1, ge=1, description="GPUs that the measured training ran on")

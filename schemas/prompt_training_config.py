@@ -1,10 +1,10 @@
 """The settings of `segmill train prompts`: defaults are the paper's for COCO-Stuff (spec 3.2)."""
 
-from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from schemas.config import LocalPath
 from schemas.training_config import TrainingDataSettings, TrainingExecution
 
 
@@ -54,7 +54,7 @@ class TrainPromptsConfig(PromptDataSettings, TrainingExecution):
     Run again, it goes on; with more seeds, those are added.
     """
 
-    output: Path = Field(
+    output: LocalPath = Field(
         description="directory for the prompt (prompt.safetensors), the figures of every seed, "
         "image vectors and checkpoints; on a cluster one that all machines share"
     )

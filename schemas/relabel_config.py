@@ -1,11 +1,10 @@
 """The settings of `segmill relabel`: what of a version is to be another."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from schemas.config import Config, LockTtl, ObjectStoreMb, PlanMemoryMb
+from schemas.config import Config, LocalPath, LockTtl, ObjectStoreMb, PlanMemoryMb
 
 
 class RelabelConfig(Config):
@@ -15,7 +14,7 @@ class RelabelConfig(Config):
     """
 
     dataset: str = Field(description="dataset directory or URL, annotated with --keep-embeddings")
-    vocabulary: Path | None = Field(None, description="YAML or text file of class names")
+    vocabulary: LocalPath | None = Field(None, description="YAML or text file of class names")
     prompts: str | None = Field(
         None,
         description="single, vild, imagenet, a template with {}, a text file of templates, or a "
@@ -24,7 +23,6 @@ class RelabelConfig(Config):
     region_prompts: str | None = Field(
         None, description="prompts of the region classifier, where not those of the query head"
     )
-    ensemble: bool | None = Field(None, description="off: the proposer's own query scores alone")
     ensemble_weight: float | None = Field(
         None, ge=0, le=1, description="exponent of the query score for seen classes; 0: CLIP alone"
     )

@@ -4,15 +4,15 @@ from pathlib import Path
 
 from pydantic import Field
 
-from schemas.config import Config, DatasetUrl, DatasetVersion
+from schemas.config import Config, DatasetUrl, DatasetVersion, LocalPath, LocalText
 
 
 class ReportConfig(Config):
     """Write one self-contained HTML page with images, labels and, if given, the truth."""
 
     dataset: DatasetUrl
-    output: Path = Field(Path("report.html"), description="HTML file to write")
-    truth: str | None = Field(None, description="directory of PNG label maps to show beside")
+    output: LocalPath = Field(Path("report.html"), description="HTML file to write")
+    truth: LocalText | None = Field(None, description="directory of PNG label maps to show beside")
     version: DatasetVersion = None
     max_images: int = Field(
         240,

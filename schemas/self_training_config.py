@@ -1,11 +1,10 @@
 """The settings of `segmill train self-training` (spec 4)."""
 
-from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.config import Config, DatasetVersion
+from schemas.config import Config, DatasetVersion, LocalPath
 from schemas.training_config import ProposalTrainingSettings
 
 
@@ -46,15 +45,15 @@ class TrainSelfTrainingConfig(PseudoLabelConfig, ProposalTrainingSettings):
         "settings (prompts, CLIP, ensemble) are those of the comparison too"
     )
     version: DatasetVersion = None
-    output: Path = Field(
+    output: LocalPath = Field(
         description="directory for the pseudo labels (pseudo/), the training (training/) and the "
         "comparison; on a cluster one that all machines share"
     )
     eval_split: str = Field("val", description="split of `dataset` to compare on")
-    eval_images: Path | None = Field(
+    eval_images: LocalPath | None = Field(
         None, description="directory of images to compare on, where there is no dataset"
     )
-    eval_masks: Path | None = Field(
+    eval_masks: LocalPath | None = Field(
         None, description="directory of their PNG label maps, where there is no dataset"
     )
     ensemble_weight_after: float | None = Field(
@@ -64,7 +63,7 @@ class TrainSelfTrainingConfig(PseudoLabelConfig, ProposalTrainingSettings):
         description="ensemble_weight of the comparison after: by then the query head has learned "
         "all classes, and 0.5 treats them alike; that of the dataset if absent",
     )
-    initial_weights: Path | None = Field(
+    initial_weights: LocalPath | None = Field(
         None,
         description="directory of a proposer to start from; if absent the one that labelled, or "
         "random weights where `architecture` is given",
@@ -72,7 +71,7 @@ class TrainSelfTrainingConfig(PseudoLabelConfig, ProposalTrainingSettings):
     architecture: str | None = Field(
         None, description="start from random weights of this; see `segmill train proposals`"
     )
-    backbone_weights: Path | None = Field(
+    backbone_weights: LocalPath | None = Field(
         None, description="file of weights that the backbone of `architecture` starts from"
     )
 

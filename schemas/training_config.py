@@ -1,28 +1,29 @@
 """The settings of `segmill train`: defaults are the paper's for COCO-Stuff (spec 3)."""
 
-from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from schemas.annotate_config import IMAGE_EXTENSIONS
-from schemas.config import Config, LockTtl
+from schemas.config import Config, LocalPath, LockTtl
 
 
 class TrainingDataSettings(Config):
     """What is learned from: images and label maps of equal names, and what the labels mean."""
 
-    dataset: Path | None = Field(
+    dataset: LocalPath | None = Field(
         None,
         description="directory with images/SPLIT, masks/SPLIT and vocabulary.yaml, as `segmill "
         "datasets prepare` writes it",
     )
     split: str = Field("train", description="which images of `dataset`")
-    images: Path | None = Field(None, description="directory of images, where there is no dataset")
-    masks: Path | None = Field(
+    images: LocalPath | None = Field(
+        None, description="directory of images, where there is no dataset"
+    )
+    masks: LocalPath | None = Field(
         None, description="directory of PNG label maps, where there is no dataset"
     )
-    vocabulary: Path | None = Field(
+    vocabulary: LocalPath | None = Field(
         None,
         description="class names in the order of the labels, with seen flags (without any flag all "
         "are seen); if absent that of `dataset`",
@@ -142,7 +143,7 @@ class ProposalTrainingSettings(
 class TrainProposalsConfig(ProposalTrainingSettings, TextSettings):
     """Train a MaskFormer on the seen classes of labelled images; run again, it goes on."""
 
-    output: Path = Field(
+    output: LocalPath = Field(
         description="directory for the weights (proposer/), checkpoints and logs; on a cluster one "
         "that all machines share"
     )
@@ -151,10 +152,10 @@ class TrainProposalsConfig(ProposalTrainingSettings, TextSettings):
         description="r50, r101c, swin-tiny, swin-small, swin-base, tiny (the embedded one), or a "
         "config.json of a MaskFormer",
     )
-    backbone_weights: Path | None = Field(
+    backbone_weights: LocalPath | None = Field(
         None, description="file of weights that the backbone starts from; random if absent"
     )
-    initial_weights: Path | None = Field(
+    initial_weights: LocalPath | None = Field(
         None, description="directory of a proposer to start from; it brings its architecture"
     )
     licence: str = Field("unknown", description="licence of the weights, recorded with them")

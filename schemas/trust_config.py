@@ -1,25 +1,24 @@
 """The settings of `segmill calibrate` and `segmill review`."""
 
-from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.config import Config, DatasetUrl, DatasetVersion, LockTtl
+from schemas.config import Config, DatasetUrl, DatasetVersion, LocalPath, LocalText, LockTtl
 
 
 class CalibrateConfig(Config):
     """Find the score or margin of every class from which on segments are right as promised."""
 
     dataset: DatasetUrl
-    output: Path = Field(
+    output: LocalPath = Field(
         description="YAML file to write, for export --class-min-scores or --class-min-margins"
     )
-    truth: str | None = Field(
+    truth: LocalText | None = Field(
         None,
         description="directory of PNG label maps named like the images, for a random part of them",
     )
-    reviews: Path | None = Field(
+    reviews: LocalPath | None = Field(
         None, description="corrected tasks of `segmill review`, of the images that it chose"
     )
     by: Literal["score", "margin"] = Field(
@@ -64,7 +63,7 @@ class ReviewConfig(Config):
     """Write the images most worth a person's time as tasks with the labels that they have."""
 
     dataset: DatasetUrl
-    output: Path = Field(
+    output: LocalPath = Field(
         description="file to write: JSON (Label Studio; label_config.xml beside it) or XML (CVAT)"
     )
     format: Literal["label-studio", "cvat"] = Field(
@@ -89,7 +88,7 @@ class CorrectConfig(Config):
     """
 
     dataset: DatasetUrl
-    reviews: Path = Field(
+    reviews: LocalPath = Field(
         description="the tasks as Label Studio (JSON) or CVAT (CVAT for images 1.1) exports them"
     )
     lock_ttl_s: LockTtl = 60.0

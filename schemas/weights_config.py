@@ -1,21 +1,19 @@
 """Settings of `segmill weights`."""
 
-from pathlib import Path
-
 from pydantic import Field
 
-from schemas.config import Config
+from schemas.config import Config, LocalPath
 
 
 class WeightsConvertConfig(Config):
     """Write the models of a checkpoint of the paper's authors as directories that Segmill loads."""
 
-    checkpoint: Path = Field(description="the authors' checkpoint: .pth or .safetensors")
-    output: Path = Field(description="directory to write: proposer, clip, and learned prompts")
-    clip_checkpoint: Path | None = Field(
+    checkpoint: LocalPath = Field(description="the authors' checkpoint: .pth or .safetensors")
+    output: LocalPath = Field(description="directory to write: proposer, clip, and learned prompts")
+    clip_checkpoint: LocalPath | None = Field(
         None, description="checkpoint to take the CLIP from, where the first one has none"
     )
-    vocabulary: Path | None = Field(
+    vocabulary: LocalPath | None = Field(
         None, description="classes it was trained on, recorded with it; those flagged seen, if any"
     )
     heads: int = Field(8, ge=1, description="attention heads of the transformer decoder")
@@ -51,4 +49,4 @@ class WeightsConvertConfig(Config):
 class WeightsInspectConfig(Config):
     """Say what a file or directory of weights holds, without running anything of it."""
 
-    weights: Path = Field(description="checkpoint, learned prompt, or a directory of a model")
+    weights: LocalPath = Field(description="checkpoint, learned prompt, or a directory of a model")

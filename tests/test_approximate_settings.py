@@ -1,8 +1,10 @@
 """Approximate classifiers and pruning as settings: what is refused, what fingerprints hold."""
 
 import pytest
+import torch
 from PIL import Image
 from pydantic import ValidationError
+from safetensors.torch import save_file
 
 from jobs.annotate import annotate
 from jobs.annotation_plan import AnnotationPlan
@@ -96,6 +98,22 @@ def test_all_that_changes_labels_changes_fingerprints():
     pruned = [plan(prune_min_area=0.1, mask_threshold=at).fingerprints for at in (0.4, 0.5)]
     assert pruned[0].proposal != pruned[1].proposal
     assert "proposal" not in changed(mask_threshold=0.4)
+
+
+def test_an_architecture_changes_what_a_file_of_weights_computes(tmp_path):
+    for name in ("here", "moved"):
+        save_file({"logit_scale": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
+    here, moved = (str(tmp_path / f"{name}.safetensors") for name in ("here", "moved"))
+    first, *others = (
+        plan(proposer="felzenszwalb", clip=clip, clip_weights=weights).fingerprints
+        for clip, weights in (
+            ("ViT-B-32", here), ("ViT-B-32-quickgelu", here), ("RN50", here), ("ViT-B-32", moved),
+        )
+    )  # fmt: skip
+    for other in others[:2]:
+        assert first.embedding != other.embedding
+        assert first.label != other.label
+    assert first == others[2]
 
 
 @pytest.mark.ray

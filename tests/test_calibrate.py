@@ -140,6 +140,25 @@ def test_a_truth_of_another_size_is_refused(made, tmp_path):
         run(made, tmp_path, truth=str(tmp_path))
 
 
+def test_a_truth_that_holds_no_class_is_refused_as_evaluate_does(made, tmp_path):
+    """Else the void of 16-bit maps would count as a class that every segment misses."""
+    truth_HW = np.zeros((4, 6), np.uint16)
+    truth_HW[:, :4] = 65535
+    Image.fromarray(truth_HW).save(tmp_path / "3.png")
+    with pytest.raises(SettingsError, match=r"3\.png: .* up to \[0, 65535\], there are 5 classes"):
+        run(made, tmp_path, truth=str(tmp_path))
+    assert run(made, tmp_path, truth=str(tmp_path), ignore=65535).images == 1
+
+
+def test_a_truth_is_compared_with_the_image_of_its_folder_alone(made, tmp_path):
+    rows = [labelled(tmp_path, f"{clip}/{number}", 0.9) for clip in "ab" for number in range(3)]
+    dataset = publish_rows(tmp_path, rows, str(tmp_path / "labels"))
+    (tmp_path / "truth" / "b").mkdir(parents=True)
+    for number in range(3):
+        Image.new("L", (6, 4)).save(tmp_path / "truth" / "b" / f"{number}.png")
+    assert run((tmp_path, dataset), tmp_path).images == 3
+
+
 def test_truths_of_other_images_are_no_truths(made, tmp_path):
     Image.new("L", (2, 2)).save(tmp_path / "other.png")
     with pytest.raises(SettingsError, match=r"no image of .* has a truth"):

@@ -14,6 +14,7 @@ from jobs.cli import COMMANDS, main
 from jobs.settings import BadSettingsError, read_settings
 from pipeline.models.embedded import EMBEDDED_CLIP, EMBEDDED_PROPOSER
 from schemas.annotate_config import AnnotateConfig
+from schemas.diff_config import DiffConfig
 from tests.servers import S3Server, start_s3
 
 
@@ -274,6 +275,59 @@ def test_flags_win_over_environment_over_file(
     assert (config.source, config.short_edge) == ("from-file", 64)
     assert (config.min_score, config.crop_batch) == (0.2, 9)
     assert config.mask_threshold == 0.5
+
+
+@pytest.mark.parametrize("word", [["here"], ["--source", "here"]], ids=["word", "flag"])
+def test_a_word_wins_over_environment_and_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: list[str]
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("source: from-file\nvocabulary: v\noutput: o\n")
+    arguments = [*word, "--config", str(file)]
+    assert read_settings("segmill annotate", AnnotateConfig, ["source"], arguments).source == "here"
+    monkeypatch.setenv("SEGMILL_SOURCE", "from-environment")
+    assert read_settings("segmill annotate", AnnotateConfig, ["source"], arguments).source == "here"
+
+
+@pytest.mark.parametrize("given", ["BEFORE", "AFTER"])
+def test_words_are_taken_in_their_order(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv(f"SEGMILL_{given}", "x")
+    config = read_settings("segmill diff", DiffConfig, ["before", "after"], ["a", "b"])
+    assert (config.before, config.after) == ("a", "b")
+    config = read_settings("segmill diff", DiffConfig, ["before", "after"], ["a"])
+    assert (config.before, config.after) == (("x", "a") if given == "BEFORE" else ("a", "x"))
+
+
+@pytest.mark.parametrize("arguments", [["a", "b"], ["a", "--source", "b"], ["--sorce", "b"]])
+def test_what_no_setting_takes_is_refused(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setenv("SEGMILL_SOURCE", "x")
+    given = [*arguments, "--vocabulary", "v", "--output", "o"]
+    with pytest.raises(BadSettingsError, match="unrecognized arguments"):
+        read_settings("segmill annotate", AnnotateConfig, ["source"], given)
+
+
+@pytest.mark.parametrize(
+    "name, value, wanted",
+    [("EXTENSIONS", "jpg,png", r'\["jpg","png"\]'), ("PROPOSE_RESOURCES", "a=1", '{"NAME": 1}')],
+)
+def test_a_list_in_the_environment_is_json(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, wanted: str
+) -> None:
+    monkeypatch.setenv(f"SEGMILL_{name}", value)
+    given = ["s", "--vocabulary", "v", "--output", "o"]
+    message = f"SEGMILL_{name} is '{value}': it must be JSON, such as {wanted}"
+    with pytest.raises(BadSettingsError, match=message):
+        read_settings("segmill annotate", AnnotateConfig, ["source"], given)
+
+
+def test_an_unknown_log_level_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SEGMILL_LOG_LEVEL", "verbose")
+    assert main(["status", "labels"]) == 2
+    assert "SEGMILL_LOG_LEVEL is 'verbose'; it may be DEBUG, INFO, WARNING" in complaint(capsys)
 
 
 def test_resources_are_given_in_words_or_as_json(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,12 @@
 """Settings: the paper's defaults, and refusal of what cannot be meant."""
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from jobs.cli import COMMANDS
 from schemas.annotate_config import AnnotateConfig
 from schemas.demo_config import DemoConfig
 from schemas.evaluate_config import EvaluateConfig
@@ -103,3 +105,18 @@ def test_pools_of_a_cluster_may_ask_for_machines_of_their_kind():
         **REQUIRED, address="auto", propose_resources={"propose": 0.5}, propose_accelerator="L40S"
     )
     assert (config.propose_resources, config.classify_resources) == ({"propose": 0.5}, {})
+
+
+@pytest.mark.parametrize("place", sorted({command.config for command in COMMANDS.values()}))
+def test_a_url_is_no_path_of_this_machine(place):
+    """Or it would become a folder `s3:` of the working directory."""
+    module, _, name = place.partition(":")
+    model = getattr(import_module(f"schemas.{module}"), name)
+    for setting, field in model.model_fields.items():
+        if "Path" not in str(field.annotation) and not setting.endswith("truth"):
+            continue
+        url = "s3://bucket/x"
+        with pytest.raises(ValidationError) as caught:
+            model.model_validate({setting: [url] if "tuple" in str(field.annotation) else url})
+        told = [error["msg"] for error in caught.value.errors() if error["loc"][0] == setting]
+        assert told == ["Value error, must be a path on this machine, not a URL"], setting

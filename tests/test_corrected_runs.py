@@ -1,5 +1,6 @@
 """Corrections through later runs: kept under other settings, gone with the bytes of their image."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -70,11 +71,22 @@ def test_corrections_stay_until_their_image_changes(tmp_path: Path) -> None:
     }
     np.testing.assert_array_equal(trained_on[row["image_id"]], np.where(left_HW, 2, 255))
 
-    Image.fromarray(make_scene(1, 77).image_HW3).save(photos / "1.png")
-    changed = annotate(
-        settings_of(photos, dataset, vocabulary=names, min_score=0.2, keep_embeddings="compact")
+    settings = settings_of(
+        photos, dataset, vocabulary=names, min_score=0.2, keep_embeddings="compact"
     )
-    assert (changed.version, changed.changes.done) == (4, 1)
+    os.utime(photos / "1.png", (1, 1))  # copied, or checked out again
+    touched = annotate(settings)
+    assert (touched.version, touched.changes.done) == (4, 1)
+    assert annotators(dataset) == wanted
+    (moved,) = (row for row in rows_of(dataset) if row["annotator"] == HUMAN)
+    same = ("bytes_sha256", "segments", "fingerprint")
+    assert [moved[name] for name in same] == [row[name] for name in same]
+    assert moved["etag"] != row["etag"]
+    assert annotate(settings).published is False
+
+    Image.fromarray(make_scene(1, 77).image_HW3).save(photos / "1.png")
+    changed = annotate(settings)
+    assert (changed.version, changed.changes.done) == (5, 1)
     assert set(annotators(dataset).values()) == {MODEL}
     check_rows(rows_of(dataset), whole=False)
     assert verify(VerifyConfig(dataset=dataset, all_label_maps=True)).problems == ()

@@ -2,16 +2,19 @@
 
 import csv
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
+from PIL.PngImagePlugin import PngInfo
 
 from pipeline.decode import BadImage, DecodeSettings, decode_image, decode_resized
 
 MAX_PIXELS = 100_000_000
 MAX_FRAMES = 1000
-ORIENTATION = 0x0112
+ORIENTATION, XMP = 0x0112, 700
 RED, GREEN, BLUE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0)
 
 
@@ -67,6 +70,29 @@ def test_every_exif_orientation_is_brought_upright(orientation, format, options)
     decoded = decode_image(encode(stored, format, exif=exif, **options), MAX_PIXELS, MAX_FRAMES)
     assert decoded.origin.exif_orientation == orientation
     np.testing.assert_array_equal(decoded.image, corners())
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "JPEG"])
+@pytest.mark.parametrize("orientation", STORED_AS)
+def test_the_size_of_every_orientation_is_that_of_the_upright_image(orientation, format):
+    turn = STORED_AS[orientation]
+    upright = corners().resize((300, 100))
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encode(upright if turn is None else upright.transpose(turn), format, exif=exif)
+    origin = decode_image(data, MAX_PIXELS, MAX_FRAMES).origin
+    assert (origin.height, origin.width) == (100, 300)
+    picture = resized(data, False)
+    assert picture.origin == origin
+    assert picture.pixels_HW3.shape == (64, 192, 3)
+
+
+def test_an_orientation_that_a_tiff_tells_as_xmp_turns_the_size_too():
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    data = encode(corners().transpose(STORED_AS[6]), "TIFF", tiffinfo={XMP: xmp})
+    decoded = decode_image(data, MAX_PIXELS, MAX_FRAMES)
+    np.testing.assert_array_equal(decoded.image, corners())
+    assert (decoded.origin.height, decoded.origin.width) == (2, 3)
 
 
 def test_a_jpeg_of_a_phone_held_upright_is_portrait():
@@ -246,9 +272,13 @@ def test_other_images_are_the_same_with_drafts_allowed(data):
     np.testing.assert_array_equal(draft.pixels_HW3, exact.pixels_HW3)
 
 
-def photo_bytes(format):
+def photo():
     noise = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
-    return encode(Image.fromarray(noise), format)
+    return Image.fromarray(noise)
+
+
+def photo_bytes(format):
+    return encode(photo(), format)
 
 
 @pytest.mark.parametrize(
@@ -280,6 +310,66 @@ def test_a_file_that_is_no_image_gets_a_verdict(data, code):
     assert caught.value.code == code
     assert str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def damaged(data):
+    """Return a PNG whose compressed pixels are wrong from the middle on."""
+    middle = data.index(b"IDAT") + 4 + 2000
+    return data[:middle] + bytes(64) + data[middle + 64 :]
+
+
+def with_bad_text(data):
+    """Return a PNG with a text behind its pixels whose compression does not exist."""
+    text = b"zTXt" + b"name\0\1text"
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    end = data.index(b"IEND") - 4
+    return data[:end] + chunk + data[end:]
+
+
+EMPTY_EXIF = b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"
+
+
+@pytest.mark.parametrize("options", [{}, {"exif": EMPTY_EXIF}], ids=["no exif", "exif"])
+def test_a_png_with_damaged_pixels_is_corrupt(options):
+    data = encode(photo(), "PNG", **options)
+    np.testing.assert_array_equal(decode(data), photo())
+    for bad in (damaged(data), with_bad_text(damaged(data))):
+        with pytest.raises(BadImage, match="data stream") as caught:
+            decode(bad)
+        assert caught.value.code == "corrupt"
+
+
+@pytest.mark.parametrize("options", [{}, {"exif": EMPTY_EXIF}], ids=["no exif", "exif"])
+def test_damage_behind_the_pixels_of_a_png_does_not_spoil_them(options):
+    data = with_bad_text(encode(photo(), "PNG", **options))
+    cut = data[: data.index(b"zTXt") + 6]
+    for bad in (data, cut):
+        np.testing.assert_array_equal(decode(bad), photo())
+
+
+def long_texts():
+    """Return PNG options by name, each with metadata of over a mebibyte."""
+    compressed, international = PngInfo(), PngInfo()
+    compressed.add_text("workflow", "x" * 1_200_000, zip=True)
+    international.add_itxt("workflow", "x" * 1_200_000, zip=True)
+    return {
+        "icc": {"icc_profile": bytes(2_000_000)},
+        "ztxt": {"pnginfo": compressed},
+        "itxt": {"pnginfo": international},
+    }
+
+
+@pytest.mark.parametrize("kind", long_texts())
+def test_long_metadata_of_a_png_does_not_spoil_the_pixels(kind):
+    limit = PngImagePlugin.MAX_TEXT_CHUNK
+    np.testing.assert_array_equal(decode(encode(corners(), "PNG", **long_texts()[kind])), corners())
+    assert limit == PngImagePlugin.MAX_TEXT_CHUNK
+
+
+def test_metadata_of_a_png_has_a_limit_all_the_same():
+    data = encode(corners(), "PNG", icc_profile=bytes(PngImagePlugin.MAX_TEXT_MEMORY + 1))
+    with pytest.raises(BadImage, match="too large"):
+        decode(data)
 
 
 @pytest.mark.parametrize("limit", [5, 2, 1], ids=["one over", "three times over", "six times"])

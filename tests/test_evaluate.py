@@ -174,6 +174,36 @@ def test_a_truth_for_no_image_is_refused(dataset, truth):
         evaluate(EvaluateConfig(dataset=dataset(), truth=str(truth)))
 
 
+@pytest.fixture
+def clips(tmp_path):
+    """Publish images of equal stems in two folders, and a truth of one; return both."""
+    sky, cat = draw_classes("00"), draw_classes("11")
+    rows = [row(f"{clip}/00000", labels) for clip, labels in (("bear", sky), ("bus", cat))]
+    output = str(tmp_path / "clips")
+    file = write_images(output, "run", pa.Table.from_pylist(rows, schema=ANNOTATED))
+    counts = Counts(inventory=2, labelled=2, quarantined=0, reasons={})
+    changes = {"images": (file,), "vocabulary": vocabulary((None,) * 4), "counts": counts}
+    publish(output, MANIFEST.model_copy(update={**changes, "version": 1}))
+    folder = tmp_path / "clip-truth" / "bear"
+    folder.mkdir(parents=True)
+    Image.fromarray(sky.astype(np.uint8)).save(folder / "00000.png")
+    return output, folder
+
+
+def test_a_truth_is_of_the_image_alone_whose_path_agrees_furthest(clips):
+    labels, folder = clips
+    found = evaluate(EvaluateConfig(dataset=labels, truth=str(folder.parent)))
+    assert (found.images, found.without_truth, found.pixel_accuracy) == (1, 1, 1.0)
+
+
+def test_a_truth_that_two_images_claim_equally_is_refused_with_both(clips):
+    labels, folder = clips
+    folder.rename(folder.with_name("maps"))
+    words = r"maps/00000\.png may be of file:///photos/b.*/00000\.jpg or of .*/b.*/00000\.jpg; put"
+    with pytest.raises(SettingsError, match=words):
+        evaluate(EvaluateConfig(dataset=labels, truth=str(folder.parent)))
+
+
 def test_scores_of_segments_are_compared_with_correctness(dataset, truth):
     found = evaluate(EvaluateConfig(dataset=dataset(), truth=str(truth))).total.calibration
     # Every segment is scored 0.5; ten of the labelled pixels with a truth are right.

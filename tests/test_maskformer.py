@@ -1,10 +1,16 @@
 """The MaskFormer module: batching, heads, and its directory of weights."""
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.models.maskformer import BackboneConfig, MaskFormer, MaskFormerConfig
+from pipeline.models.maskformer import (
+    BackboneConfig,
+    MaskFormer,
+    MaskFormerConfig,
+    build_backbone,
+)
 from schemas.errors import ModelError
 
 TINY = MaskFormerConfig(
@@ -123,6 +129,71 @@ def test_truncated_weights_are_refused(model, tmp_path):
 def test_a_directory_without_weights_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"config\.json"):
         MaskFormer.load(tmp_path)
+
+
+def timm_backbone(name, **options):
+    return build_backbone(BackboneConfig(name=name, options=options))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name, options, widths, sides",
+    [
+        ("resnet18", {"layers": [1, 1, 1, 1]}, [64, 128, 256, 512], [16, 8, 4, 2]),
+        ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}, [8, 16, 24, 32],
+         [16, 8, 4, 2]),
+        ("dla34", {"levels": [1] * 6, "channels": [4, 4, 8, 8, 16, 16]}, [8, 8, 16, 16],
+         [16, 8, 4, 2]),
+        # It goes on to a stride of 64.
+        ("selecsls42", {}, [128, 288, 480, 1024], [16, 8, 4, 2]),
+        ("resnet26", {"output_stride": 16, "layers": [1, 1, 1, 1]}, [256, 512, 1024, 2048],
+         [16, 8, 4, 4]),
+    ],
+)  # fmt: skip
+def test_a_backbone_of_timm_gives_the_four_levels_from_stride_4_on(name, options, widths, sides):
+    backbone, found = timm_backbone(name, **options)
+    features = backbone.eval()(torch.zeros(1, 3, 64, 64))
+    assert found == widths
+    assert [feature.shape for feature in features] == [
+        (1, width, side, side) for width, side in zip(widths, sides, strict=True)
+    ]
+
+
+@torch.no_grad()
+def test_a_convnext_proposes_and_comes_back_from_its_directory(pixels, tmp_path):
+    small = {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}
+    backbone = BackboneConfig(name="convnext_atto", options=small)
+    model = MaskFormer(TINY.model_copy(update={"backbone": backbone})).eval()
+    model.save(tmp_path)
+    output = MaskFormer.load(tmp_path)(pixels)
+    assert output.mask_logits_BQhw.shape == (3, 5, 16, 24)
+    torch.testing.assert_close(output.mask_logits_BQhw, model(pixels).mask_logits_BQhw)
+
+
+def test_a_seed_gives_the_weights_that_it_gives_to_timm_alone():
+    options = TINY.backbone.options
+    torch.manual_seed(3)
+    found = timm_backbone("resnet18", **options)[0].state_dict()
+    torch.manual_seed(3)
+    expected = timm.create_model(
+        "resnet18", features_only=True, out_indices=(1, 2, 3, 4), **options
+    ).state_dict()
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("resnet5", {}, r"backbone 'resnet5' with options \{\}: Unknown model .*has .*resnet50"),
+        ("resnet18", {"layer": 1}, r"'resnet18' with options \{'layer': 1\}: .*argument 'layer'$"),
+        ("levit_128s", {}, "'levit_128s' has feature maps of strides 16, 32, 64; there must be"),
+        ("vit_tiny_patch16_224", {"depth": 3}, "'vit_tiny_patch16_224' has .* strides 16, 16, 16;"),
+        ("swin_tiny_patch4_window7_224", {"depths": [1] * 4}, "'swin_tiny.* channels come last"),
+    ],
+)
+def test_a_backbone_of_timm_that_does_not_fit_is_refused_by_name(name, options, message):
+    with pytest.raises(ModelError, match=message):
+        timm_backbone(name, **options)
 
 
 def test_an_unknown_backbone_is_refused_with_the_known_ones():

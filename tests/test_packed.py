@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import itertools
 import os
+import subprocess
 import tarfile
 
 import datasets
@@ -118,6 +120,65 @@ def test_a_damaged_tar_stands_for_the_images_that_it_lost(tmp_path):
     assert rows["text.tar"]["error"]["code"] == "not_an_image"
 
 
+def tar_of(*members):
+    """Return a tar's members as they stand in it, header and data, and what follows them."""
+    whole = write_tar(None, {name: PICTURES[name] for name in members})
+    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+        starts = [info.offset for info in tar]
+        end = (tar.getmembers()[-1].offset_data + tar.getmembers()[-1].size + 511) // 512 * 512
+    cuts = [*starts, end, len(whole)]
+    return [whole[start:stop] for start, stop in itertools.pairwise(cuts)]
+
+
+def one_bit(data):
+    return data[:120] + bytes([data[120] ^ 1]) + data[121:]
+
+
+@pytest.mark.parametrize(
+    "damage, names",
+    [
+        (lambda a, b, c, end: a + b + one_bit(c) + end, ["000.png", "001.png", "a.tar"]),
+        (lambda a, b, c, end: a + bytes(512) + b[512:] + c + end, ["000.png", "a.tar"]),
+        (lambda a, b, c, end: a + b, ["000.png", "001.png", "a.tar"]),
+        (lambda a, b, c, end: a + b + c[:100], ["000.png", "001.png", "a.tar"]),
+        (lambda a, b, c, end: a + end + b + end, ["000.png", "a.tar"]),
+        (lambda a, b, c, end: a + b + end + bytes(2**21) + b"x", ["000.png", "001.png", "a.tar"]),
+        (lambda a, b, c, end: a + b + bytes(512), ["000.png", "001.png"]),
+        (lambda a, b, c, end: a + b + bytes(2**21), ["000.png", "001.png"]),
+    ],
+    ids=["bit of a header", "hole", "cut between", "cut in a header", "cat", "more after the end",
+         "one block of zeros", "many blocks of zeros"],
+)  # fmt: skip
+def test_a_tar_ends_in_zeros_or_stands_for_what_it_lost(tmp_path, damage, names):
+    (tmp_path / "a.tar").write_bytes(damage(*tar_of("000.png", "001.png", "002.png")))
+    inventory = take_inventory(str(tmp_path / "a.tar"), EXTENSIONS)
+    found = sorted(uri.rpartition("/")[2] for uri in inventory.images["uri"].to_pylist())
+    assert found == names
+
+
+@pytest.mark.parametrize("form", ["gnu", "oldgnu", "posix", "ustar", "v7"])
+def test_tars_of_the_tar_command_end_well(tmp_path, form):
+    for name, data in PICTURES.items():
+        (tmp_path / name).write_bytes(data)
+
+    def tar(*words):
+        subprocess.run(["tar", f"--format={form}", *words], cwd=tmp_path, check=True)
+
+    tar("-cf", "a.tar", "000.png", "001.png")
+    tar("-b1", "-cf", "b.tar", "002.png", "003.png")
+    tar("-Af", "a.tar", "b.tar")
+    tar("-rf", "a.tar", "004.png")
+    tar("--delete", "-f", "a.tar", "001.png")
+    inventory = take_inventory(str(tmp_path / "a.tar"), EXTENSIONS)
+    assert by_name(inventory) == {f"{n:03}.png": PICTURES[f"{n:03}.png"] for n in (0, 2, 3, 4)}
+
+
+def test_a_tar_of_a_list_that_is_missing_is_named(tmp_path):
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/missing.tar\n{tmp_path}/x.png\n")
+    with pytest.raises(SourceError, match=r"cannot read file://.*/missing\.tar: it does not exist"):
+        take_inventory(str(tmp_path / "list.txt"), EXTENSIONS)
+
+
 def test_tars_in_a_folder_are_opened_where_the_extensions_say_so(tmp_path):
     write_tar(tmp_path / "a.tar", {"x.png": PICTURES["000.png"], "y.jpg": picture((4, 4), "JPEG")})
     write_tar(tmp_path / "b.tar", {"z.png": PICTURES["001.png"]})
@@ -195,6 +256,15 @@ def test_rows_of_any_row_group_and_in_any_order_are_found(tmp_path):
     assert rows[-1]["error"] == {
         "stage": "fetch", "code": "unreadable", "message": "ValueError: the row holds no image",
     }  # fmt: skip
+
+
+def test_a_rewritten_parquet_file_is_read_again(tmp_path):
+    for images in ([b"old", b"one"], [b"newer", b"two", b"three"]):
+        pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet", row_group_size=2)
+        inventory = take_inventory(str(tmp_path / "a.parquet"), EXTENSIONS)
+        assert fetched(inventory) == images
+    (tmp_path / "a.parquet").unlink()
+    assert {type(result) for result in fetched(inventory)} == {FileNotFoundError}
 
 
 def test_a_parquet_file_of_uris_stays_a_list_of_them(tmp_path):

@@ -23,8 +23,8 @@ def write(path, content, protocol=2):
 class Calls:
     """Pickles as a call of any function."""
 
-    def __init__(self, function, *arguments):
-        self.call = (function, arguments)
+    def __init__(self, function, arguments, *state):
+        self.call = (function, arguments, *state)
 
     def __reduce__(self):
         return self.call
@@ -77,7 +77,7 @@ def test_the_weights_of_a_model_zoo_are_tensors(protocol, tmp_path):
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("where", ["alone", "in an array", "in a key"])
 def test_an_object_that_would_run_code_is_refused_and_runs_none(protocol, where, tmp_path):
-    call = Calls(os.mkdir, str(tmp_path / "executed"))
+    call = Calls(os.mkdir, (str(tmp_path / "executed"),))
     holder = {"alone": call, "in an array": np.array([call, None]), "in a key": {(call,): 1}}[where]
     file = write(tmp_path / "bad.pkl", {"model": holder}, protocol)
     with pytest.raises(ModelError, match=r"an object of type (posix|nt)\.mkdir, which is refused"):
@@ -90,10 +90,10 @@ def test_an_object_that_would_run_code_is_refused_and_runs_none(protocol, where,
 @pytest.mark.parametrize(
     "call, name",
     [
-        (Calls(eval, "1"), r"\w+.eval"),
-        (Calls(getattr, "text", "format"), r"\w+.getattr"),
-        (Calls(np.load, "file"), "numpy.load"),
-        (Calls(bytes.fromhex, "00"), r"\w+.getattr"),
+        (Calls(eval, ("1",)), r"\w+.eval"),
+        (Calls(getattr, ("text", "format")), r"\w+.getattr"),
+        (Calls(np.load, ("file",)), "numpy.load"),
+        (Calls(bytes.fromhex, ("00",)), r"\w+.getattr"),
     ],
     ids=["eval", "getattr", "a function of numpy", "a method"],
 )
@@ -107,6 +107,61 @@ def test_only_the_codec_of_bytes_is_looked_up(tmp_path):
     (tmp_path / "codec.pkl").write_bytes(bytes_of_python_3)
     with pytest.raises(ModelError, match="an object of type bytes as rot13, which is refused"):
         read_pickle(tmp_path / "codec.pkl")
+
+
+POINTERS = b"\x41" * 8  # where no object is
+
+
+def reconstructed(shape, dtype, content):
+    """Return what pickles as numpy arrays do up to protocol 4."""
+    maker = np.empty(0).__reduce__()[0]
+    return Calls(maker, (np.ndarray, (0,), b"b"), (1, shape, dtype, False, content))
+
+
+def buffered(shape, dtype, content):
+    """Return what pickles as numpy arrays do from protocol 5 on."""
+    return Calls(np.empty(0).__reduce_ex__(5)[0], (content, dtype, shape, "C"))
+
+
+def a_scalar(dtype, content):
+    return Calls(np.float32(0).__reduce__()[0], (dtype, content))
+
+
+def a_dtype(code, *state):
+    return Calls(np.dtype, (code, False, True), state)
+
+
+# With flags 0 numpy takes the bytes of a file for pointers to objects.
+OBJECTS = ("O8", 3, "|", None, None, None, -1, -1, 0)
+FIELDS = ("V8", 3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        reconstructed((1,), a_dtype(*OBJECTS), POINTERS),
+        buffered((1,), a_dtype(*OBJECTS), POINTERS),
+        a_scalar(a_dtype(*OBJECTS), POINTERS),
+        reconstructed((1,), a_dtype(*FIELDS), POINTERS),
+        buffered((1,), a_dtype(*FIELDS), POINTERS),
+        reconstructed((9,), np.dtype("O"), [None]),
+        reconstructed((9,), np.dtype("f4"), POINTERS),
+        reconstructed((-1, -2), np.dtype("f4"), POINTERS),
+        buffered((9,), np.dtype("f4"), POINTERS),
+        buffered((1,), np.dtype("u8"), reconstructed((1,), np.dtype("O"), [None])),
+        a_scalar(np.dtype("f8"), b""),
+        reconstructed((1,), a_dtype("f8", 3, "?", None, None, None, -1, -1, 0), POINTERS),
+        Calls(np.ndarray, ((1,), "O")),
+    ],
+    ids=[
+        "objects", "objects in a buffer", "an object", "fields", "fields in a buffer",
+        "a short list", "short bytes", "negative", "a short buffer", "pointers as a buffer",
+        "an empty scalar", "byte order", "ndarray itself",
+    ],
+)  # fmt: skip
+def test_an_array_is_never_made_of_pointers_or_past_its_end(forged, tmp_path):
+    with pytest.raises(ModelError, match=r"bad.pkl is truncated or no pickle of arrays"):
+        read_pickle(write(tmp_path / "bad.pkl", {"model": {"a": forged}}))
 
 
 @pytest.mark.parametrize("length", [0, 1, 40, 120])

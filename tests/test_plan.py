@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from jobs.annotation_pools import planned_pools
 from jobs.cli import main
 from jobs.plan_probe import waited_for
 from pipeline.meter import Spent
@@ -65,6 +66,17 @@ def test_a_cluster_is_predicted_from_its_slowest_pool():
     # Twice the images: twice the time, but for the start.
     more = predict(72_000, STEPS, 6.0, machines(64, 6), pools)
     assert more.seconds - 20.0 == pytest.approx(2 * (found.seconds - 20.0))
+
+
+def test_pools_that_share_the_only_gpu_do_not_both_have_all_of_it():
+    steps = {**STEPS, "propose": spent(0.1, 0.1), "classify": spent(0.1, 0.1)}
+    for count, rate, binds in ((1, 5.0, "gpus"), (2, 10.0, "propose")):
+        pools = planned_pools(machines(64, count), (None, None), (None, None))
+        found = predict(36_000, steps, 6.0, machines(64, count), pools)
+        assert found.sizes == {"propose": 1, "classify": 1}
+        assert (found.images_per_s, found.binds) == (pytest.approx(rate), binds)
+        assert found.seconds == pytest.approx(20.0 + 36_000 / rate)
+        assert sum(found.sizes[name] * pool.gpus for name, pool in pools.items()) == count
 
 
 def test_on_one_machine_the_cores_are_shared():

@@ -6,6 +6,7 @@ import pytest
 from pipeline.fingerprints import Fingerprints
 from pipeline.parts import merge_images, read_row_group, write_images, write_part
 from pipeline.planner import Planner
+from pipeline.stages.intake import ReuseProposals
 from schemas.annotation import (
     ANNOTATED,
     ANNOTATED_AND_EMBEDDED,
@@ -212,6 +213,31 @@ def test_what_is_stored_is_used_again(plan, dataset):
     assert made.planner.embeddings() == [part.embeddings]
 
 
+def test_images_to_classify_again_are_fetched_with_what_signs_them(plan, dataset):
+    rows = [row(uri, fingerprint="old", embedded=("p", "old")) for uri in "abcd"]
+    part = write_part(dataset, "run", table_from_rows(rows, ANNOTATED_AND_EMBEDDED))
+    signed = [
+        listed | {"signature": None if listed["uri"] == "b" else f"sig={listed['uri']}"}
+        for listed in inventory(**dict.fromkeys("cba", "1")).to_pylist()
+    ]
+    made = plan(table_from_rows(signed, INVENTORY))
+    made.planner.add_done(dataset, [part.images], [part.embeddings], "published")
+    asked = []
+
+    class Fetch:
+        def each(self, images):
+            asked.extend(images.to_pylist())
+            return iter(())
+
+    (unit,) = made.left().reclassify.table.to_pylist()
+    # In whatever order the rows of the file are.
+    for order in (slice(None), slice(None, None, -1)):
+        turned = {name: unit[name][order] for name in ("image_ids", "signatures")}
+        assert list(ReuseProposals(dataset, Fetch())(unit | turned)) == []
+    found = {(image["uri"], image["signature"]) for image in asked}
+    assert found == {("a", "sig=a"), ("b", None), ("c", "sig=c")} and len(asked) == 6
+
+
 def test_embeddings_of_no_use_leave_the_version(plan, dataset):
     today = Fingerprints(decode="d", proposal="other", embedding="other", label="other")
     made, _ = with_embeddings(plan, dataset, *EMBEDDED_ROWS, fingerprints=today)
@@ -279,9 +305,10 @@ def test_units_are_small_for_few_images_and_cover_all(plan, dataset):
 
 
 def corrections(*rows):
-    kind = pa.schema([(name, pa.string()) for name in ("image_id", "etag", "fingerprint")])
+    names = ("image_id", "etag", "fingerprint", "bytes_sha256")
+    kind = pa.schema([(name, pa.string()) for name in names])
     keys = [
-        {"image_id": image_id(uri), "etag": etag, "fingerprint": fingerprint}
+        {"image_id": image_id(uri), "etag": etag, "fingerprint": fingerprint, "bytes_sha256": uri}
         for uri, etag, fingerprint in rows
     ]
     return pa.Table.from_pylist(keys, kind)
@@ -295,19 +322,48 @@ def test_of_a_corrected_image_only_the_corrected_row_of_today_is_done(plan, data
     drawn = {"annotator": HUMAN, "fingerprint": "h"}
     made.done(images(dataset, row("a") | drawn, row("b"), row("c"), row("d") | drawn))
     # The content of d is another: a model does it.
-    assert made.planner.uncorrected() == [image_id("b")]
+    assert made.planner.uncorrected() == {image_id("b"): "1"}
     assert made.to_fetch == ["b", "d"]
     made.done(images(dataset, row("b") | drawn), origin="own")
-    assert made.planner.uncorrected() == [] and made.to_fetch == ["d"]
+    assert made.planner.uncorrected() == {} and made.to_fetch == ["d"]
     made.done(images(dataset, row("d", etag="2")), origin="own")
     assert made.left().images == 0 and made.planner.own() == 2
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["cut short first", "published first"])
+def test_a_correction_counts_under_another_etag_once_the_bytes_are_known(plan, dataset, order):
+    def listed():
+        made = plan(inventory(a="2", b="2", c=None))
+        kept = (("a", "1", "h"), ("b", "1", "h"), ("c", "1", "h"))
+        made.planner.add_corrections(corrections(*kept))
+        return made
+
+    drawn = {"annotator": HUMAN, "fingerprint": "h", "bytes_sha256": "a"}
+    before = images(dataset, row("a") | drawn, row("b") | drawn, row("c") | drawn)
+    made = listed().done(before)
+    assert (made.planner.uncorrected(), made.to_fetch) == ({}, ["a", "b"])
+    by_model = images(
+        dataset,
+        row("a", etag="2") | {"bytes_sha256": "a"},  # touched
+        row("b", etag="2") | {"bytes_sha256": "other"},
+    )
+    made.done(by_model, origin="own")
+    assert (made.planner.uncorrected(), made.to_fetch) == ({image_id("a"): "2"}, ["a"])
+    corrected = images(dataset, row("a", etag="2") | drawn)
+    made.done(corrected, origin="own")
+    assert (made.planner.uncorrected(), made.to_fetch) == ({}, [])
+    assert made.planner.own() == 2
+    # The next run, and one after a run that was cut short before it corrected.
+    assert listed().done(by_model, corrected, before).to_fetch == []
+    again = listed().done(*(by_model, before)[::order])
+    assert (again.planner.uncorrected(), again.to_fetch) == ({image_id("a"): "2"}, ["a"])
 
 
 def test_a_corrected_row_under_other_class_names_is_made_again(plan, dataset):
     made = plan(inventory(a="1"))
     made.planner.add_corrections(corrections(("a", "1", "names of today")))
     made.done(images(dataset, row("a") | {"annotator": HUMAN, "fingerprint": "h"}))
-    assert made.planner.uncorrected() == [image_id("a")]
+    assert made.planner.uncorrected() == {image_id("a"): "1"}
 
 
 def test_a_corrected_image_needs_no_embeddings(plan, dataset):

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jobs.annotate import annotate
+from jobs.annotation_plan import AnnotationPlan
 from jobs.relabel import relabel
 from pipeline.dataset import read_manifest, versions
 from pipeline.files import list_files
@@ -162,6 +164,33 @@ def test_nothing_to_relabel_from_is_said_before_any_work(
     (mixed / "_manifest" / "v000001.json").write_text(other.model_dump_json())
     with pytest.raises(SettingsError, match=r"6 of 7 images have no embeddings of these settings"):
         relabel(RelabelConfig(dataset=str(mixed), min_score=0.1))
+
+
+def test_prompts_that_nobody_asked_to_change_stay_what_they_were(
+    made: dict[str, Path], tmp_path: Path
+) -> None:
+    dataset, file = tmp_path / "labels", tmp_path / "prompts.txt"
+    shutil.copytree(made["exact"], dataset)
+    file.write_text("a photo of a {}.\n")
+    relabel(RelabelConfig(dataset=str(dataset), prompts=str(file)))
+    relabel(RelabelConfig(dataset=str(dataset), min_score=0.1))
+    file.write_text("a blurry x-ray of no {}.\n")
+    with pytest.raises(SettingsError, match=r"the prompts of version 3 came from .*prompts\.txt"):
+        relabel(RelabelConfig(dataset=str(dataset), min_score=0.2))
+    assert relabel(RelabelConfig(dataset=str(dataset), prompts=str(file))).version == 4
+
+
+def test_a_truth_that_is_corrected_in_its_place_makes_other_labels(
+    source: Path, tmp_path: Path
+) -> None:
+    truth = tmp_path / "truth"
+    truth.mkdir()
+    prints = []
+    for value in (0, 1):
+        Image.new("L", (8, 8), value).save(truth / "0.png")
+        config = settings_of(source, tmp_path / "labels", oracle_truth=str(truth))
+        prints.append(AnnotationPlan.of(config).fingerprints.label)
+    assert prints[0] != prints[1]
 
 
 def test_compact_embeddings_of_what_has_no_masks_are_refused(source: Path, tmp_path: Path) -> None:

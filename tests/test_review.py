@@ -169,6 +169,14 @@ def test_tasks_for_cvat_hold_the_labels(made, tmp_path):
     assert images[0].get("name") == "0.png"  # of the smallest margin
 
 
+@pytest.mark.parametrize("form", ["label-studio", "cvat"])
+def test_where_nothing_is_in_doubt_there_are_no_tasks(tmp_path, form):
+    row = {**labelled(tmp_path, 0, 0.5), "segments": []}
+    dataset = publish_rows(tmp_path, [row], str(tmp_path / "labels"))
+    result = review(ReviewConfig(dataset=dataset, output=tmp_path / "t", format=form))
+    assert result.chosen == {"worth": 0, "random": 0} and (tmp_path / "t").is_file()
+
+
 def test_without_a_model_s_labels_there_is_nothing_to_review(tmp_path):
     dataset = publish_rows(
         tmp_path, [labelled(tmp_path, 0, 0.5, annotator=HUMAN)], str(tmp_path / "labels")

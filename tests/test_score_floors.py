@@ -88,7 +88,7 @@ def test_a_promise_for_all_classes_at_once_holds_for_all_at_once():
         precisions = own + ([np.concatenate(rest).mean()] if rest else [])
         broken += any(precision < promise.precision for precision in precisions)
     assert broken <= 0.05 * RESAMPLES
-    assert alone > 0.9 * RESAMPLES and pooled > 0.2 * RESAMPLES
+    assert alone > 0.9 * RESAMPLES and pooled > 0.05 * RESAMPLES
 
 
 def test_too_few_checks_promise_nothing_and_say_how_many_it_takes():
@@ -125,3 +125,31 @@ def test_rare_classes_are_tested_together_on_one_segment_an_image():
     assert {floor.basis for floor in found.values()} == {"pooled"} and set(found) == {1, 2, 3}
     assert {floor.checked for floor in found.values()} == {40}
     assert {floor.score for floor in found.values()} == {0.8}
+
+
+def test_segments_of_busy_images_weigh_as_much_as_others_in_the_test_of_rare_classes():
+    """Every third image holds ten rare segments of lower precision, the others one that is right:
+    of all segments fewer than nine in ten are right, yet of one drawn from every image more.
+    """
+    rng = np.random.default_rng(0)
+    images, classes = 6_000, 60
+    sizes = np.where(rng.random(images) < 0.3, 10, 1)
+    image_N = np.repeat(np.arange(images), sizes)
+    class_N = np.concatenate([rng.choice(classes, size, replace=False) for size in sizes])
+    correct_N = rng.random(len(image_N)) < np.where(sizes[image_N] > 1, 0.85, 1.0)
+    score_N = rng.random(len(image_N))
+    population = {k: score_N[class_N == k] for k in range(classes)}
+    broken = 0
+    for seed in range(RESAMPLES):
+        is_drawn = np.zeros(images, bool)
+        is_drawn[rng.choice(images, 300, replace=False)] = True
+        checked = {
+            k: Checked(image_N[chosen], score_N[chosen], correct_N[chosen])
+            for k in range(classes)
+            if (chosen := (class_N == k) & is_drawn[image_N]).any()
+        }
+        floors = find_floors(checked, population, EACH, seed)
+        assert {floor.basis for floor in floors.values()} == {"pooled"}
+        floor = floors[0].score
+        broken += floor is not None and kept_precision(score_N, correct_N, floor) < EACH.precision
+    assert broken <= 0.05 * RESAMPLES

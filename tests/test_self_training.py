@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -14,7 +15,9 @@ from jobs.self_training_plan import SelfTrainingPlan
 from jobs.train_self_training import train_self_training
 from pipeline.dataset import publish, read_manifest, read_rows
 from pipeline.datasets.layout import read_dataset, read_split
+from pipeline.models.embedded import EMBEDDED_PROPOSER
 from pipeline.models.maskformer import load_config
+from pipeline.models.weight_cache import FOLDER_VARIABLE
 from pipeline.segments import decode_label_map
 from pipeline.synthetic import VOCABULARY, make_scene, seen_flags
 from pipeline.training.class_cap import ClassCap
@@ -315,6 +318,17 @@ def test_a_dataset_that_cannot_be_labelled_again_is_refused(settings, republishe
     oracle = republished(config={**config, "oracle_truth": str(world / "set" / "masks")})
     with pytest.raises(SettingsError, match="labels of an oracle"):
         SelfTrainingPlan.of(settings(labels=oracle))
+
+
+def test_the_proposer_of_the_labels_may_be_in_a_store(settings, republished, tmp_path, monkeypatch):
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "cache"))
+    stores = fsspec.filesystem("memory")
+    stores.put(f"{EMBEDDED_PROPOSER}/", "/proposers/embedded/", recursive=True)
+    config = read_manifest(settings().labels).config
+    stored = {"proposer": "maskformer", "proposer_weights": "memory://proposers/embedded"}
+    plan = SelfTrainingPlan.of(settings(labels=republished(config={**config, **stored})))
+    plan.begin()
+    assert plan.training().initial_weights.is_relative_to(tmp_path / "cache")
 
 
 def test_one_output_has_one_kind_of_settings(settings):

@@ -1,15 +1,19 @@
 """From a source to the inventory; and every listed file can be fetched again under its uri."""
 
+import errno
 import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-from pipeline.sources import ListRules
+from pipeline.sources import ListRules, source_place, walk
 from pipeline.stages.fetch import FetchDecode
+from pipeline.web import WebAccess
 from schemas.annotate_config import SourceSettings
 from schemas.annotation import INVENTORY, LABELLED, image_id
 from schemas.errors import SourceError
@@ -123,6 +127,44 @@ def test_a_changed_file_has_another_etag(folder):
 )
 def test_a_glob_takes_what_it_matches(folder, pattern, expected):
     assert names(take_inventory(f"{folder}/{pattern}", EXTENSIONS), folder) == expected
+
+
+@pytest.mark.parametrize("pattern", ["", "/*/er/*.png", "/**/*.png"])
+def test_a_folder_that_cannot_be_listed_is_not_empty(folder, monkeypatch, pattern):
+    real = os.scandir
+
+    def scandir(path="."):
+        if str(path).endswith("/er"):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(SourceError, match=r"Input/output error: '.*/deep/er'"):
+        take_inventory(f"{folder}{pattern}", EXTENSIONS)
+
+
+def test_a_folder_that_goes_away_meanwhile_holds_nothing(folder, monkeypatch):
+    real = LocalFileSystem.ls
+
+    def ls(fs, path, detail=False, **kwargs):
+        if path.endswith("/er"):
+            raise FileNotFoundError(path)
+        return real(fs, path, detail, **kwargs)
+
+    monkeypatch.setattr(LocalFileSystem, "ls", ls)
+    assert names(take_inventory(str(folder), EXTENSIONS), folder) == ["a.JPG", "b.png"]
+
+
+def test_the_mark_of_a_folder_in_a_store_is_no_file():
+    class Marked(MemoryFileSystem):
+        def ls(self, path, detail=True, **kwargs):
+            mark = {"name": f"{path}/", "type": "directory" if "deep" in path else "file"}
+            return [mark, *super().ls(path, detail=True, **kwargs)]
+
+    fs = Marked(skip_instance_cache=True)
+    fs.store, fs.pseudo_dirs = {}, [""]
+    fs.pipe({"/b/z.png": b"1", "/b/deep/y.png": b"1", "/b/a/x.png": b"1"})
+    assert [info["name"] for info in walk(fs, "/b")] == ["/b/z.png", "/b/deep/y.png", "/b/a/x.png"]
 
 
 def test_a_single_file_needs_no_extension(folder):
@@ -241,8 +283,9 @@ def test_a_wrong_parquet_list_is_refused(tmp_path, table, words):
         ("# nothing\n\n", ["holds no images"]),
         ("", ["holds no images"]),
         (b"/caf\xe9.png\n", ["not UTF-8"]),
+        ("/a.png\ns3://[bucket/b.png\n", ["list.txt, line 2", "s3://[bucket/b.png is no URL"]),
     ],
-    ids=["bad scheme", "http", "credentials", "comments only", "no bytes", "latin-1"],
+    ids=["bad scheme", "http", "credentials", "comments only", "no bytes", "latin-1", "no URL"],
 )
 def test_a_wrong_text_list_is_refused_by_line(tmp_path, content, words):
     path = tmp_path / "list.txt"
@@ -252,6 +295,33 @@ def test_a_wrong_text_list_is_refused_by_line(tmp_path, content, words):
     for word in words:
         assert word in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+WEB = ListRules(WebAccess(allow_private=False, timeout_s=1.0))
+
+
+def test_a_parameter_that_tells_images_apart_makes_them_many(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("".join(f"https://host/get?key=photos/{n}.jpg\n" for n in range(3)))
+    uris = take_inventory(str(path), EXTENSIONS, WEB).images["uri"].to_pylist()
+    assert uris == [f"https://host/get?key=photos/{n}.jpg" for n in range(3)]
+
+
+def test_an_image_that_is_signed_twice_is_one(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("https://host/a?token=s&sig=1&se=1\nhttps://host/a?token=s&sig=2&se=2\n")
+    images = take_inventory(str(path), EXTENSIONS, WEB).images
+    assert set(images["uri"].to_pylist()) == {"https://host/a"}
+
+
+@pytest.mark.parametrize("suffix", ["", "&sig=1"])
+@pytest.mark.parametrize("name", ["file_token", "auth"])
+def test_entries_that_only_a_secret_tells_apart_are_refused_by_line(tmp_path, name, suffix):
+    path = tmp_path / "list.txt"
+    path.write_text("".join(f"https://host/a?{name}=box{n}{suffix}\n" for n in (1, 1, 2)))
+    with pytest.raises(SourceError, match=f"line 3: it differs from line 1 only in {name}") as told:
+        take_inventory(str(path), EXTENSIONS, WEB)
+    assert "box" not in str(told.value)
 
 
 @pytest.mark.parametrize(
@@ -307,3 +377,15 @@ def test_a_list_of_a_store_names_no_local_file_unless_it_is_trusted(s3_server, f
         take_inventory("s3://lists/bad.txt", EXTENSIONS)
     trusted = take_inventory("s3://lists/bad.txt", EXTENSIONS, ListRules(trusted=True))
     assert len(trusted.images) == 2
+
+
+def test_the_place_of_a_source_is_where_its_uris_begin(tmp_path, monkeypatch):
+    photos = tmp_path / "photos" / "day [1]"
+    photos.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    place = f"file://{tmp_path}/photos"
+    for source in ("photos", "photos/", str(tmp_path / "photos"), "photos/*/a.jpg", "photos/*.png"):
+        assert source_place(source) == place
+    assert source_place("photos/day [1]") == f"{place}/day [1]"
+    assert source_place("s3://bucket/a/") == "s3://bucket/a"
+    assert source_place("https://example.org/a.jpg") == "https://example.org/a.jpg"

@@ -136,6 +136,18 @@ def test_a_schedule_that_has_stopped_is_stale(dataset):
     assert look(dataset, max_age_hours=26.0).problems == ()
 
 
+def test_what_is_shown_does_not_decide_what_is_well(dataset):
+    publish(dataset, manifest_of(write(dataset, labelled("a")), age_hours=100))
+    ended(dataset, hours_ago=24, outcome="unchanged")
+    failed = [ended(dataset, hours_ago=hours, outcome="failed") for hours in range(12, 2, -1)]
+    with DatasetLock(dataset, run_id := new_run_id(), 60.0), Recorder(dataset, run_id) as recorder:
+        recorder.plan(images=5, to_do=4)
+        result = look(dataset, runs=1, max_age_hours=26.0)
+    assert [run.run_id for run in result.runs] == [run_id]
+    assert result.problems == (f"the last run, {failed[-1]}, was failed",)
+    assert result.age_s == pytest.approx(24 * 3600, abs=60)
+
+
 def test_too_many_quarantined_images_are_a_problem(dataset):
     publish(dataset, manifest_of(write(dataset, labelled("a"), quarantined("b"))))
     assert "1 of 2 images are quarantined" in look(dataset).problems[0]

@@ -6,7 +6,14 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.storage import describe, full_uri, hide_secrets, open_store, store_errors
+from pipeline.storage import (
+    describe,
+    full_uri,
+    hide_secrets,
+    open_store,
+    split_signature,
+    store_errors,
+)
 from schemas.errors import OutputError, PublicationError, SourceError
 
 
@@ -65,6 +72,29 @@ def test_a_url_opens_its_store(url, kind, path):
     assert open_store(full_uri(fs, found), OutputError)[1] == path
 
 
+SECRETS = [
+    "token", "file_token", "X-Amz-Signature", "x-goog-date", "sig", "password", "passwd", "pwd",
+    "auth", "api_key", "AWSAccessKeyId", "client_secret", "Credential",
+]  # fmt: skip
+BESIDE = ["Expires", "Policy", "Key-Pair-Id", "key", "se", "sp", "sv", "GoogleAccessId"]
+
+
+@pytest.mark.parametrize(
+    "query, kept, signature",
+    [
+        *((f"id=1&{name}=planted", "id=1", f"{name}=planted") for name in SECRETS),
+        *((f"{name}=planted&sig=1", "", f"{name}=planted&sig=1") for name in BESIDE),
+        *((f"{name}=a/1.jpg", f"{name}=a/1.jpg", None) for name in BESIDE),
+        ("author=me&page=1", "author=me&page=1", None),
+    ],
+)
+def test_what_signs_a_url_is_split_from_it_and_hidden(query, kept, signature):
+    found, taken = split_signature(f"https://host/a?{query}")
+    assert found == "https://host/a" + (kept and f"?{kept}")
+    assert taken == signature
+    assert "planted" not in hide_secrets(f"https://host/a?{query}")
+
+
 def test_a_relative_path_starts_here_and_a_tilde_at_home(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -77,11 +107,12 @@ def test_a_relative_path_starts_here_and_a_tilde_at_home(tmp_path, monkeypatch):
     [
         ("ftp://user:secret@host/x", ["scheme 'ftp'", "ftp://host/x", "s3"]),
         ("https://host/x?token=secret", ["scheme 'https'"]),
+        ("s3://lab[x/labels", ["s3://lab[x/labels is no URL", "IPv6"]),
         ("s3://key:secret@bucket/x", ["s3://bucket/x", "credentials"]),
         ("", ["empty path"]),
         (" ", ["empty path"]),
     ],
-    ids=["unknown scheme", "http", "credentials", "empty", "blank"],
+    ids=["unknown scheme", "http", "no URL", "credentials", "empty", "blank"],
 )
 @pytest.mark.parametrize("kind", [SourceError, OutputError])
 def test_a_url_that_cannot_be_used_is_refused_without_its_secrets(url, words, kind):

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import time
 from itertools import permutations
 from pathlib import Path
 
@@ -16,12 +17,13 @@ from jobs.train_prompts import SeedFigures, choose, train_prompts
 from pipeline.fusion import LOGIT_SCALE
 from pipeline.models.clip import Clip, ClipSource, text_vectors
 from pipeline.models.embedded import EMBEDDED_CLIP
+from pipeline.models.weight_cache import FOLDER_VARIABLE
 from pipeline.prompts import NAME_ALONE, Prompts, load_prompts
 from pipeline.synthetic import VOCABULARY, seen_flags
 from pipeline.training.checkpoint import steps_saved
 from pipeline.training.prompt_loop import figures_of, held_out_figures, read_figures, train
 from pipeline.training.prompt_text import ClassTexts, Context
-from pipeline.training.prompt_vectors import LEARNED, StoredVectors
+from pipeline.training.prompt_vectors import LEARNED, StoredVectors, _Vectors
 from pipeline.training.region_views import Region, RegionInput
 from pipeline.training.run_log import read_log
 from pipeline.training.schedule import held_cosine
@@ -29,7 +31,7 @@ from schemas.errors import ModelError, SettingsError, TrainingError
 from schemas.prompt_training_config import TrainPromptsConfig
 from schemas.vocabulary import Vocabulary, VocabularyClass
 from tests.tiny_clips import ROBERTA, save_small_clip
-from tests.training_sets import add, write_dataset, write_vocabulary
+from tests.training_sets import add, store_clip, write_dataset, write_vocabulary
 
 CPU = torch.device("cpu")
 WORDS = Vocabulary(
@@ -354,6 +356,53 @@ def test_the_output_of_other_settings_is_not_gone_on_with(settings):
         PromptTrainingPlan.of(settings(steps=7)).refuse_other_settings()
     others = settings(seeds=(3, 4), criterion="loss", workers=2, accumulation=4)
     PromptTrainingPlan.of(others).refuse_other_settings()
+
+
+def test_a_training_does_not_go_on_with_another_baseline_or_clip(settings, tmp_path):
+    shutil.copytree(EMBEDDED_CLIP, tmp_path / "clip")
+    baseline = tmp_path / "baseline.txt"
+    baseline.write_text("a photo of a {}.")
+    config = settings(baseline=str(baseline), clip=f"local-dir:{tmp_path / 'clip'}")
+    prepared(config)
+    PromptTrainingPlan.of(config).refuse_other_settings()
+    baseline.write_text("a drawing of a {}.")
+    (tmp_path / "clip" / "note.txt").write_text("another")
+    with pytest.raises(SettingsError, match=r"\(baseline_identity \['a p.*clip_sha256 '\w{64}'\)"):
+        PromptTrainingPlan.of(config).refuse_other_settings()
+
+
+def test_a_clip_may_be_in_a_store(settings, tmp_path, monkeypatch):
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "cache"))
+    stored = store_clip()
+    plan = PromptTrainingPlan.of(settings(**stored))
+    assert plan.clip.weights.startswith(f"{stored['clip_weights']}#sha256=")
+
+
+def test_views_wait_for_clip_a_few_at_a_time(settings, clip, monkeypatch):
+    """However many there are of a file's samples: they are pictures."""
+    training = prepared(settings(image_batch=4, steps=100, loader_threads=2))
+    assert training.num_views > 4
+    cut, encoded, most = [], [], 0
+    views, encode_crops = _Vectors._views, Clip.encode_crops
+
+    def counted(self, index, sample, numbers):
+        found = views(self, index, sample, numbers)
+        cut.append(len(found[0]))
+        return found
+
+    def slow(self, crops, batch):
+        nonlocal most
+        time.sleep(0.02)
+        most = max(most, sum(cut) - sum(encoded))
+        encoded.append(len(crops))
+        return encode_crops(self, crops, batch)
+
+    monkeypatch.setattr(_Vectors, "_views", counted)
+    monkeypatch.setattr(Clip, "encode_crops", slow)
+    _Vectors(training, clip).write(LEARNED, 0)
+    assert sum(cut) == sum(encoded) >= 300
+    # One piece with CLIP, one more to go with it, and what the threads are cutting.
+    assert most <= 4 * (1 + 1 + 2)
 
 
 def test_a_loss_that_is_no_number_ends_the_training_and_is_not_kept(settings):

@@ -19,7 +19,8 @@ from jobs.training_plan import usable
 from pipeline.models.clip import Clip, ClipSource, text_vectors
 from pipeline.models.embedded import EMBEDDED_CLIP, EMBEDDED_PROPOSER
 from pipeline.models.maskformer import BackboneConfig, MaskFormer, load_config
-from pipeline.prompts import load_prompts
+from pipeline.models.weight_cache import FOLDER_VARIABLE
+from pipeline.prompts import LearnedPrompt, load_prompts
 from pipeline.stages.fetch import FetchDecode
 from pipeline.stages.propose import Propose
 from pipeline.synthetic import VOCABULARY, seen_flags
@@ -39,6 +40,7 @@ from tests.training_sets import (
     CROP,
     SMALL,
     add,
+    store_clip,
     write_architecture,
     write_dataset,
     write_vocabulary,
@@ -376,6 +378,43 @@ def test_the_output_of_other_settings_is_not_gone_on_with(settings):
     with pytest.raises(SettingsError, match=r"other settings \(batch_size 4, seed 0\)"):
         plan.refuse_other_settings()
     ProposalTrainingPlan.of(settings(workers=2, log_every=7)).refuse_other_settings()
+
+
+@pytest.mark.parametrize("prompts", ["prompt.safetensors", "prompt.txt"])
+def test_a_training_does_not_go_on_with_prompts_that_have_changed(settings, tmp_path, prompts):
+    file = tmp_path / prompts
+
+    def write(number):
+        if file.suffix == ".txt":
+            file.write_text(f"picture {number} of a {{}}.")
+        else:
+            vectors = np.full((4, 128), number, np.float32)
+            LearnedPrompt.of({"prefix_prompt": vectors}, "test").save(file)
+
+    write(1)
+    findings(settings(prompts=str(file)))
+    ProposalTrainingPlan.of(settings(prompts=str(file))).refuse_other_settings()
+    write(2)
+    with pytest.raises(SettingsError, match=r"other settings \(prompts_identity "):
+        ProposalTrainingPlan.of(settings(prompts=str(file))).refuse_other_settings()
+
+
+def test_a_training_does_not_go_on_with_a_clip_that_has_changed(settings, tmp_path):
+    shutil.copytree(EMBEDDED_CLIP, tmp_path / "clip")
+    config = settings(clip=f"local-dir:{tmp_path / 'clip'}")
+    findings(config)
+    ProposalTrainingPlan.of(config).refuse_other_settings()
+    (tmp_path / "clip" / "note.txt").write_text("another")
+    with pytest.raises(SettingsError, match=r"other settings \(clip_sha256 '\w{64}'\)"):
+        ProposalTrainingPlan.of(config).refuse_other_settings()
+
+
+def test_a_clip_may_be_in_a_store(settings, tmp_path, monkeypatch):
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "cache"))
+    stored = store_clip()
+    plan = ProposalTrainingPlan.of(settings(**stored))
+    assert plan.structure.embedding_dim == 512
+    assert plan.clip.weights.startswith(f"{stored['clip_weights']}#sha256=")
 
 
 def test_a_checkpoint_that_is_cut_short_is_named(settings, prepared):

@@ -1,5 +1,7 @@
 """versions, verify and vacuum: what a dataset holds, whether it is whole, what may go."""
 
+import contextlib
+import errno
 import json
 import os
 from datetime import UTC, datetime, timedelta
@@ -8,17 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs.annotation_done import take_over
 from jobs.cli import main
 from jobs.vacuum import vacuum
 from jobs.verify import verify
-from pipeline.dataset import publish, versions
+from pipeline.dataset import publish, read_manifest, versions
 from pipeline.files import list_files, write_bytes
 from pipeline.lock import DatasetLock
-from pipeline.parts import write_images, write_part
+from pipeline.parts import Share, merge_images, recorded_parts, write_images, write_part
+from pipeline.planner import Planner
 from pipeline.segments import encode_segments
 from schemas.annotation import (
     ANNOTATED,
     ANNOTATED_AND_EMBEDDED,
+    INVENTORY,
     LABELLED,
     QUARANTINED,
     image_id,
@@ -27,6 +32,7 @@ from schemas.annotation import (
 from schemas.errors import LockedError, OutputError
 from schemas.manifest import Changes, Counts, DataFile
 from schemas.upkeep_config import VacuumConfig, VerifyConfig
+from tests.classify import FINGERPRINTS
 from tests.helpers import draw_classes
 from tests.test_manifest import MANIFEST
 
@@ -250,3 +256,111 @@ def test_vacuum_waits_for_no_run_and_needs_a_dataset(dataset, aged, tmp_path):
     with pytest.raises(OutputError, match="holds no published dataset"):
         vacuum(VacuumConfig(dataset=str(tmp_path / "nothing")))
     assert not (tmp_path / "nothing").exists()
+
+
+def make_old(dataset, *paths):
+    for path in paths or list_files(dataset, ""):
+        os.utime(Path(dataset) / path, (1, 1))
+
+
+@pytest.mark.parametrize("which", range(1, 6))
+def test_vacuum_deletes_nothing_when_the_versions_cannot_be_listed(dataset, monkeypatch, which):
+    publish(dataset, manifest_of(write(dataset, labelled("a")), age_hours=900))
+    make_old(dataset)
+    real, calls = os.scandir, []
+
+    def scandir(path="."):
+        calls.extend([path] * str(path).endswith("_manifest"))
+        if len(calls) == which and path == calls[-1]:
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with contextlib.suppress(OutputError):
+        vacuum(VacuumConfig(dataset=dataset, delete=True))
+    monkeypatch.undo()
+    assert problems(dataset) == ()
+
+
+def test_vacuum_refuses_a_dataset_whose_versions_vanish_meanwhile(dataset, monkeypatch):
+    publish(dataset, manifest_of(write(dataset, labelled("a"))))
+    make_old(dataset)
+    answers = iter([[1], []])
+    monkeypatch.setattr("jobs.vacuum.versions", lambda dataset: next(answers))
+    with pytest.raises(OutputError, match="holds no published dataset"):
+        vacuum(VacuumConfig(dataset=dataset, delete=True))
+    assert problems(dataset) == ()
+
+
+def taken_over(dataset):
+    """Return the ids of the images that a run would take as done."""
+    with Planner(FINGERPRINTS, 256, 1) as planner:
+        names = ("image_id", "uri", "etag", "size_bytes", "signature")
+        rows = [dict.fromkeys(names) | {"image_id": image_id(uri), "uri": uri} for uri in "abd"]
+        planner.add_inventory([table_from_rows(rows, INVENTORY)])
+        take_over(planner, dataset, read_manifest(dataset), ())
+        planner.left(dataset, "next")
+        shares = [share for merge in planner.outcome(9).merges for share in merge]
+        kept = planner.outcome(9).kept
+        return {share.path for share in shares} | {file.path for file in kept}
+
+
+def part_of(dataset, run, uri):
+    row = labelled(uri, fingerprint=FINGERPRINTS.label) | {
+        "proposal_fingerprint": "p", "embedding_fingerprint": "e", "clip_embeds": b"1234",
+    }  # fmt: skip
+    return write_part(dataset, run, table_from_rows([row], ANNOTATED_AND_EMBEDDED))
+
+
+def test_vacuum_deletes_records_with_the_parts_of_a_run_that_published(dataset):
+    parts = [part_of(dataset, "run-1", uri) for uri in "ab"]
+    merged = merge_images(dataset, "run-1", [Share(part.images.path) for part in parts])
+    publish(dataset, manifest_of(merged))
+    write_bytes(dataset, "_runs/run-1/todo/000000.parquet", b"")
+    write_bytes(dataset, "_runs/run-1/config.json", b"{}")
+    make_old(dataset)
+    result = vacuum(VacuumConfig(dataset=dataset, delete=True))
+    assert len(result.files) == 7
+    assert list_files(dataset, "_runs") == ["_runs/run-1/config.json"]
+    assert (recorded_parts(dataset), taken_over(dataset)) == ({}, {merged.path})
+
+
+@pytest.mark.parametrize("young", ["images", "embeddings", "record"])
+def test_vacuum_keeps_or_deletes_a_part_whole(dataset, young):
+    publish(dataset, manifest_of(write(dataset, labelled("a"))))
+    part = part_of(dataset, "lost", "d")
+    ((record, _),) = recorded_parts(dataset).items()
+    paths = {"images": part.images.path, "embeddings": part.embeddings.path, "record": record}
+    make_old(dataset, *(path for name, path in paths.items() if name != young))
+    assert vacuum(VacuumConfig(dataset=dataset, delete=True)).files == ()
+    assert part.images.path in taken_over(dataset)
+    make_old(dataset, paths[young])
+    assert sorted(vacuum(VacuumConfig(dataset=dataset, delete=True)).files) == [
+        record, part.embeddings.path, part.images.path,
+    ]  # fmt: skip
+
+
+def test_vacuum_deletes_records_before_the_files_that_they_name(dataset, monkeypatch):
+    publish(dataset, manifest_of(write(dataset, labelled("a"))))
+    part_of(dataset, "lost", "d")
+    make_old(dataset)
+    calls = []
+    monkeypatch.setattr("jobs.vacuum.delete_files", lambda _, paths: calls.append(paths))
+    vacuum(VacuumConfig(dataset=dataset, delete=True))
+    assert [path.partition("/")[0] for call in calls for path in call] == [
+        "_runs", "images", "embeddings",
+    ]  # fmt: skip
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("gone", ["images", "embeddings"])
+def test_a_record_whose_files_are_gone_is_passed_over(dataset, caplog, gone):
+    base = write(dataset, labelled("a"))
+    publish(dataset, manifest_of(base))
+    part, whole = part_of(dataset, "lost", "d"), part_of(dataset, "lost", "b")
+    (Path(dataset) / getattr(part, gone).path).unlink()
+    assert taken_over(dataset) == {base.path, whole.images.path}
+    assert "its files are gone" in caplog.text
+    make_old(dataset)
+    vacuum(VacuumConfig(dataset=dataset, delete=True))
+    assert recorded_parts(dataset) == {}

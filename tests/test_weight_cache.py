@@ -6,6 +6,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+import s3fs
 
 from jobs.annotation_plan import AnnotationPlan
 from pipeline.models import weight_cache
@@ -45,6 +46,25 @@ def test_a_directory_is_fetched_once_and_known_by_its_hash(store):
     assert copy.name == "proposer" and sha256_of(copy) == sha256_of(EMBEDDED_PROPOSER)
     store.rm("/weights/proposer/config.json")
     assert local_copy(reference) == str(copy)  # the store is not asked again
+
+
+@pytest.mark.parametrize("name", ["w [1]", "w*", "w?"])
+def test_a_directory_whose_name_looks_like_a_glob_is_fetched(store, tmp_path, name):
+    shutil.copytree(EMBEDDED_PROPOSER, tmp_path / name / "deep")
+    store.put(f"{EMBEDDED_PROPOSER}/", f"/weights/{name}/deep/", recursive=True)
+    for url in (f"file://{tmp_path}/{name}", f"{STORE}/{name}"):
+        copy = Path(local_copy(url))
+        assert copy.name == name and sha256_of(copy / "deep") == sha256_of(EMBEDDED_PROPOSER)
+
+
+@pytest.mark.s3
+def test_a_directory_of_s3_is_fetched_without_its_marker(s3_server):
+    fs = s3fs.S3FileSystem()
+    fs.mkdir("kept-weights")
+    fs.put(f"{EMBEDDED_PROPOSER}/", "kept-weights/w [1]/", recursive=True)
+    fs.pipe_file("kept-weights/w [1]/", b"")
+    copy = Path(local_copy("s3://kept-weights/w [1]"))
+    assert copy.name == "w [1]" and sha256_of(copy) == sha256_of(EMBEDDED_PROPOSER)
 
 
 def test_workers_that_start_together_fetch_once(monkeypatch):

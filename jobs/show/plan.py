@@ -63,7 +63,7 @@ def _show_prediction(result: "PlanResult", prediction: "Prediction", console: Co
     console.print(
         f"{machines.cpus} CPUs and {machines.gpus} GPUs: "
         f"{timedelta(seconds=round(prediction.seconds))} h, at most "
-        f"{prediction.flow.ceiling:.2f} images/s, {prediction.flow.binds or 'nothing'} binds; "
+        f"{prediction.images_per_s:.2f} images/s, {prediction.binds or 'nothing'} binds; "
         f"{sizes}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
@@ -95,8 +95,8 @@ def _values(result: "PlanResult") -> dict[str, Any]:
         values |= {
             "seconds": rounded(prediction.seconds),
             "start_up_seconds": rounded(prediction.start_up_s),
-            "images_per_s": rounded(prediction.flow.ceiling),
-            "binds": prediction.flow.binds,
+            "images_per_s": rounded(prediction.images_per_s),
+            "binds": prediction.binds,
             "propose_actors": prediction.sizes["propose"],
             "classify_actors": prediction.sizes["classify"],
             "cpu_hours": rounded(prediction.cpu_hours),

@@ -1,6 +1,7 @@
 """The kept proposals of a version, as units for measuring."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Final
 
 import duckdb
@@ -8,7 +9,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.evaluation.proposals import ProposalUnit
-from pipeline.evaluation.truth_segments import TruthFiles
 from pipeline.parts import read_columns
 from pipeline.storage import hide_secrets
 from schemas.annotation import LABELLED
@@ -33,8 +33,10 @@ def require_kept(dataset: str, manifest: Manifest) -> None:
         )
 
 
-def kept_units(dataset: str, manifest: Manifest, truths: TruthFiles) -> Iterator[ProposalUnit]:
-    """Yield the proposals of the labelled images that have a truth, each image once.
+def kept_units(
+    dataset: str, manifest: Manifest, truth_of: Callable[[str], Path | None]
+) -> Iterator[ProposalUnit]:
+    """Yield the proposals of the labelled images that have a truth (by URI), each image once.
 
     Rows of images that have changed since, or of another proposer, are passed over.
     """
@@ -50,7 +52,7 @@ def kept_units(dataset: str, manifest: Manifest, truths: TruthFiles) -> Iterator
         ):
             by_group.setdefault(rank // rows_per_group, {})[image_id] = uri
         for row_group, uris in by_group.items():
-            found = {image_id: truths.of(uri) for image_id, uri in uris.items()}
+            found = {image_id: truth_of(uri) for image_id, uri in uris.items()}
             with_truth = {name: truth for name, truth in found.items() if truth is not None}
             if with_truth:
                 yield ProposalUnit(path, row_group, with_truth)

@@ -7,7 +7,8 @@ tested by the binomial tail of the kept ones in the sample (the dual of the Clop
 the search ends at the first that is not rejected, and the last rejected floor is taken. It is wrong
 only if the first floor that should not pass passes, so that the error of one test is that of the
 whole search (fixed-sequence testing; Angelopoulos et al., Learn then Test, 2021). Nothing is
-assumed of the scores; the sample must be drawn at random, one segment an image.
+assumed of the scores; the sample must be drawn at random, one segment an image, and every segment
+as likely as any other.
 
 Dimension key: N checked segments, M all segments, T floors.
 """
@@ -61,12 +62,40 @@ class Floor:
 
     score: float | None
     basis: Basis  # whether the class was tested by itself, or together with other rare ones
-    checked: int
-    kept: int  # of the checked ones
+    checked: int  # segments; of rare classes together, images
+    kept: int  # of the checked ones, and tested
     correct: int  # of these
     lower_bound: float | None  # of precision, at the confidence of this test
     kept_share: float  # of all segments of the dataset
     reason: str | None  # why nothing is promised
+
+
+@dataclass(frozen=True, eq=False)
+class OnePerImage:
+    """Draws which of some segments are tested: at most one of an image, for these err together.
+
+    An image of few is often left out, so that every segment is as likely as any other: the promise
+    is of segments, and those of images with many may be wrong more often.
+    """
+
+    images_N: NDArray[np.int64]
+    seed: int
+
+    @property
+    def num_images(self) -> int:
+        """How many images the segments are of."""
+        return len(np.unique(self.images_N))
+
+    def __call__(self, kept_N: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return which of the kept segments (N,) are tested."""
+        rng = np.random.default_rng(self.seed)
+        order, luck_N = rng.permutation(len(kept_N)), rng.random(len(kept_N))
+        order = order[kept_N[order]]
+        _, first, counts = np.unique(self.images_N[order], return_index=True, return_counts=True)
+        chosen = order[first]
+        tested_N = np.zeros(len(kept_N), bool)
+        tested_N[chosen[luck_N[chosen] < counts / counts.max(initial=1)]] = True
+        return tested_N
 
 
 def find_floors(
@@ -77,7 +106,7 @@ def find_floors(
 ) -> dict[int, Floor]:
     """Return a floor of every class of the dataset, from all its scores (M,) and the checked ones.
 
-    Classes of which too few were checked are tested together, on one segment an image.
+    Classes of which too few were checked are tested together, on at most one segment an image.
     """
     own = _large_enough(checked, promise)
     rare = [index for index in population if index not in own]
@@ -93,10 +122,15 @@ def find_floors(
         for index in own
     }
     if rare:
-        pooled = _one_per_image([checked[index] for index in rare if index in checked], seed)
+        pooled = _together([checked[index] for index in rare if index in checked])
         scores_M = np.concatenate([population[index] for index in rare])
         floor = find_floor(
-            scores_M, pooled.scores_N, pooled.correct_N, promise, groups=groups, basis="pooled"
+            scores_M,
+            pooled.scores_N,
+            pooled.correct_N,
+            promise,
+            groups=groups,
+            draw=OnePerImage(pooled.images_N, seed),
         )
         found |= dict.fromkeys(rare, floor)
     return {index: found[index] for index in sorted(found)}
@@ -109,17 +143,23 @@ def find_floor(
     promise: Promise,
     *,
     groups: int = 1,
-    basis: Basis = "own",
+    draw: OnePerImage | None = None,
 ) -> Floor:
-    """Return the lowest floor of one group of segments that the sequence of tests reaches."""
+    """Return the lowest floor of one group of segments that the sequence of tests reaches.
+
+    Where an image may hold several of them, `draw` says at every floor which are tested.
+    """
     error, least = promise.error_of_each(groups), promise.least_checked(groups)
-    checked = len(scores_N)
+    basis: Basis = "own" if draw is None else "pooled"
+    checked = len(scores_N) if draw is None else draw.num_images
     if checked < least:
         reason = f"{checked} segments were checked, {least} are the fewest that could suffice"
         return Floor(None, basis, checked, 0, 0, None, 0.0, reason)
     shares_T = np.linspace(min(1.0, _TIMES_LEAST * least / checked), 1.0, _FLOORS)
     floors_T = np.quantile(population_M, 1 - shares_T, method="lower")
     kept_TN = scores_N >= floors_T[:, None]
+    if draw is not None:
+        kept_TN = np.stack([draw(kept_N) for kept_N in kept_TN])
     kept_T, correct_T = kept_TN.sum(axis=1), (kept_TN & correct_N).sum(axis=1)
     passed_T = binom.sf(correct_T - 1, kept_T, promise.precision) <= error
     steps = int(np.append(passed_T, False).argmin())
@@ -146,13 +186,11 @@ def _large_enough(checked: Mapping[int, Checked], promise: Promise) -> list[int]
         own = kept
 
 
-def _one_per_image(parts: Sequence[Checked], seed: int) -> Checked:
-    """Return one segment of every image, chosen at random: those of an image err together."""
-    images_N, scores_N, correct_N = (
-        np.concatenate([np.empty(0, kind), *(getattr(part, name) for part in parts)])
-        for name, kind in (("images_N", np.int64), ("scores_N", float), ("correct_N", bool))
+def _together(parts: Sequence[Checked]) -> Checked:
+    """Return the segments of several classes, of which an image may hold more than one."""
+    return Checked(
+        *(
+            np.concatenate([np.empty(0, kind), *(getattr(part, name) for part in parts)])
+            for name, kind in (("images_N", np.int64), ("scores_N", float), ("correct_N", bool))
+        )
     )
-    order = np.random.default_rng(seed).permutation(len(images_N))
-    _, first = np.unique(images_N[order], return_index=True)
-    chosen = order[first]
-    return Checked(images_N[chosen], scores_N[chosen], correct_N[chosen])

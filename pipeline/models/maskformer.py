@@ -6,6 +6,7 @@ H W padded pixels, h w mask grid (a quarter of H W), N feature positions.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,16 +215,41 @@ def pixel_decoder(config: NetworkConfig, widths: Sequence[int]) -> nn.Module:
 
 
 def _timm_backbone(config: BackboneConfig) -> tuple[nn.Module, list[int]]:
+    # Only a network that is built tells its strides. That one takes no random numbers from a seed.
+    with torch.random.fork_rng(devices=[]):
+        levels = _timm_features(config).feature_info.info
+    strides = [level["reduction"] for level in levels]
+    first = strides.index(4) if 4 in strides else len(strides)
+    indices = tuple(range(len(strides))[first : first + 4])
+    if len(indices) < 4:
+        raise ModelError(
+            f"backbone {config.name!r} has feature maps of strides "
+            f"{', '.join(map(str, strides))}; there must be one of stride 4 and three behind it"
+        )
+    backbone = _timm_features(config, out_indices=indices)
+    if getattr(backbone, "output_fmt", "NCHW") != "NCHW":
+        raise ModelError(
+            f"backbone {config.name!r} has feature maps whose channels come last; they must come "
+            "first, as NCHW (for a Swin there is the kind 'swin')"
+        )
+    return backbone, list(backbone.feature_info.channels())
+
+
+def _timm_features(config: BackboneConfig, **settings: Any) -> Any:
+    """Return a network of timm that gives feature maps, without weights."""
     import timm
 
-    backbone = timm.create_model(
-        config.name,
-        pretrained=False,
-        features_only=True,
-        out_indices=(1, 2, 3, 4),
-        **config.options,
-    )
-    return backbone, list(backbone.feature_info.channels())
+    try:
+        return timm.create_model(
+            config.name, pretrained=False, features_only=True, **settings, **config.options
+        )
+    except Exception as error:  # networks raise many types where a name or an option is wrong
+        near = difflib.get_close_matches(config.name, timm.list_models(), cutoff=0.3)
+        hint = "" if timm.is_model(config.name) else f"; it has {', '.join(near)} and others"
+        raise ModelError(
+            f"timm cannot build backbone {config.name!r} with options {config.options}: "
+            f"{error}{hint if near else ''}"
+        ) from None
 
 
 def _resnet_backbone(config: BackboneConfig) -> tuple[nn.Module, list[int]]:

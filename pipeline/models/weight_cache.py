@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pipeline.models.weights import sha256_of
 from pipeline.storage import hide_secrets, open_store, store_errors
@@ -78,10 +78,22 @@ def _fetched(url: str) -> Iterator[tuple[Path, str]]:
             if fs.isfile(path):
                 fs.get_file(path, str(target))
             elif fs.isdir(path):
-                fs.get(path.rstrip("/") + "/", f"{target}/", recursive=True)
+                _fetch_folder(fs, path.rstrip("/"), target)
             else:
                 raise ModelError(f"there are no weights at {hide_secrets(url)}")
         yield target, sha256_of(target)
+
+
+def _fetch_folder(fs: Any, path: str, target: Path) -> None:
+    """Copy every file below a folder; `fs.get` itself would take brackets in a name for a glob."""
+    # A name that ends so is a marker that consoles make for a folder.
+    names = [name for name in fs.find(path) if not name.endswith("/")]
+    files = {name: target / name.removeprefix(f"{path}/") for name in names}
+    for name, copy in files.items():
+        if not copy.is_relative_to(target) or ".." in copy.relative_to(target).parts:
+            raise ModelError(f"{hide_secrets(name)} is not below {hide_secrets(path)}")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+    fs.get(list(files), [str(copy) for copy in files.values()])
 
 
 def _keep(fetched: Path, found: str) -> None:

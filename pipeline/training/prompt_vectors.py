@@ -9,8 +9,9 @@ Dimension key: N samples, V views, D embedding, H W pixels.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from io import BytesIO
 from typing import Final
@@ -41,6 +42,7 @@ _PER_FILE: Final = 32  # samples
 
 Floats = NDArray[np.float32]
 Views = tuple[NDArray[np.uint8], NDArray[np.bool_]]  # pixels (V, H, W, 3), masks (V, H, W)
+Piece = tuple[int, Sample, Sequence[int]]  # a sample's number, the sample, some of its views
 
 
 def compute(training: PromptTraining, clip: Clip, say: Callable[[str], None]) -> None:
@@ -158,15 +160,25 @@ class _Vectors:
             for index, sample in enumerate(samples)
             for first in range(0, views, at_once)
         ]
-        parts = []
+        parts, per_pass = [], max(1, at_once // views)
         with (
             ThreadPoolExecutor(self._config.loader_threads) as pool,
             input_size(self._clip.model.visual, self._size),
         ):
-            cut = pool.map(self._views, *zip(*pieces, strict=True))
-            for pixels_VHW3, masks_VHW in _joined(cut, max(1, at_once // views)):
+            cut = self._cut(pool, pieces, self._config.loader_threads + per_pass)
+            for pixels_VHW3, masks_VHW in _joined(cut, per_pass):
                 parts.append(self._encoded(self._on_device(pixels_VHW3, masks_VHW)))
         return np.concatenate(parts).reshape(len(samples), views, -1)
+
+    def _cut(self, pool: ThreadPoolExecutor, pieces: Sequence[Piece], most: int) -> Iterator[Views]:
+        """Yield the views of pieces in their order, `most` of them at work or waiting at a time."""
+        ahead: deque[Future[Views]] = deque()
+        for piece in pieces:
+            ahead.append(pool.submit(self._views, *piece))
+            if len(ahead) == most:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
     def _on_device(self, pixels_VHW3: NDArray[np.uint8], masks_VHW: NDArray[np.bool_]) -> Tensor:
         device = self._clip.device
