@@ -209,7 +209,7 @@ class SmallMemory:
     def __init__(self, capacity):
         self.capacity, self.batches = capacity, []
 
-    def encode_crops(self, crops_N3SS, batch):
+    def encode_crops(self, crops_N3SS, batch, at_once):
         parts = []
         for start in range(0, len(crops_N3SS), batch):
             part = crops_N3SS[start : start + batch]

@@ -121,7 +121,7 @@ class Counted:
     def __init__(self):
         self.shown = 0
 
-    def encode_crops(self, crops_N3SS, batch):
+    def encode_crops(self, crops_N3SS, batch, at_once):
         self.shown += len(crops_N3SS)
         return crops_N3SS.flatten(2).mean(dim=2)
 
