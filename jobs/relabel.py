@@ -70,14 +70,11 @@ def _refuse_changed_prompts(
     config: RelabelConfig, manifest: Manifest, plan: AnnotationPlan
 ) -> None:
     """Raise SettingsError where prompts that nobody asked to change are others than they were."""
-    if config.prompts is not None:
-        return
-    for name, prompts in (
-        ("query_prompts", plan.query_prompts), ("region_prompts", plan.region_prompts)
-    ):  # fmt: skip
-        if name == "region_prompts" and config.region_prompts is not None:
-            continue
-        if list(prompts.identity) != list(manifest.models[name]):
+    for name, prompts, asked in (
+        ("query_prompts", plan.query_prompts, config.prompts),
+        ("region_prompts", plan.region_prompts, config.region_prompts or config.prompts),
+    ):
+        if asked is None and list(prompts.identity) != list(manifest.models[name]):
             raise SettingsError(
                 f"the prompts of version {manifest.version} came from {plan.config.prompts!r} "
                 f"(region prompts: {plan.config.region_prompts!r}), and what is there now differs; "

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from pipeline.models.weights import sha256_of
 from pipeline.storage import hide_secrets, open_store, store_errors
+from pipeline.walking import files_below
 from schemas.errors import ModelError
 
 FOLDER_VARIABLE: Final = "SEGMILL_WEIGHTS_CACHE"
@@ -86,8 +87,7 @@ def _fetched(url: str) -> Iterator[tuple[Path, str]]:
 
 def _fetch_folder(fs: Any, path: str, target: Path) -> None:
     """Copy every file below a folder; `fs.get` itself would take brackets in a name for a glob."""
-    # A name that ends so is a marker that consoles make for a folder.
-    names = [name for name in fs.find(path) if not name.endswith("/")]
+    names = [info["name"] for info in files_below(fs, path)]
     files = {name: target / name.removeprefix(f"{path}/") for name in names}
     for name, copy in files.items():
         if not copy.is_relative_to(target) or ".." in copy.relative_to(target).parts:
