@@ -74,6 +74,7 @@ def run_flows(
         Device.of(config.propose_gpus, config.propose_accelerator, config.propose_resources),
         Device.of(config.classify_gpus, config.classify_accelerator, config.classify_resources),
     )
+    pools = Pools.at_start(config, devices)
     progress.say(f"prompting CLIP with {len(plan.vocabulary)} classes")
     texts = run_texts(plan, devices[1])
     if config.keep_embeddings:
@@ -82,7 +83,6 @@ def run_flows(
         for remark in slow_precisions(plan, devices):
             progress.say(remark)
     stages = Stages.of(plan, texts, run_id)
-    pools = Pools.at_start(config, devices)
 
     def run(
         units: Units, intake: runtime.Intake, placements: Sequence[runtime.Placement]

@@ -1,10 +1,12 @@
 """Everything of an annotation run that is checked and fixed before any work starts."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
+
+from pydantic import ValidationError
 
 from pipeline.fingerprints import Fingerprints
 from pipeline.models import (
@@ -20,16 +22,20 @@ from pipeline.models.weight_cache import local_copy, pinned
 from pipeline.models.weights import sha256_of
 from pipeline.prompts import Prompts, load_prompts
 from pipeline.pruning import PruneSettings
+from pipeline.secrets import hide_secrets
 from pipeline.sources import Listing, ListRules
 from pipeline.truth import Truths
 from pipeline.web import WebAccess
-from schemas.annotate_config import AnnotateConfig, ClassifierSettings
+from schemas.annotate_config import AnnotateConfig, ClassifierSettings, ExecutionSettings
 from schemas.annotation import SCHEMA_VERSION
-from schemas.errors import ModelError
+from schemas.errors import ModelError, OutputError
+from schemas.manifest import Manifest
 from schemas.vocabulary import Vocabulary, read_vocabulary
 
 _WEIGHTS: Final = ("proposer_weights", "clip_weights")
 _PRUNING: Final = ("prune_min_area", "prune_min_stability", "prune_min_won")
+# Settings of the machines that a version was made on; mask_precision is not, it decides labels.
+_OF_MACHINES: Final = frozenset(ExecutionSettings.model_fields) - {"mask_precision"}
 
 
 @dataclass(frozen=True)
@@ -210,6 +216,28 @@ class AnnotationPlan:
 
     def _settings(self, names: str) -> dict[str, Any]:
         return {name: getattr(self.config, name) for name in names.split()}
+
+
+def recorded_settings(
+    dataset: str, manifest: Manifest, changes: Mapping[str, Any]
+) -> AnnotateConfig:
+    """Return the settings that made a version, with changes, to label with them anywhere.
+
+    Those of its machines are left out. Raises OutputError where the settings mean nothing to this
+    version of Segmill.
+    """
+    recorded = {name: manifest.config[name] for name in manifest.config.keys() - _OF_MACHINES}
+    try:
+        return AnnotateConfig.model_validate({**recorded, **changes})
+    except ValidationError as error:
+        named = ", ".join(
+            str(problem["loc"][0]) if problem["loc"] else problem["msg"]
+            for problem in error.errors()
+        )
+        raise OutputError(
+            f"{hide_secrets(dataset)} was made by another version of segmill, whose settings "
+            f"({named}) mean nothing to this one; annotate it anew"
+        ) from None
 
 
 def _refuse_settings_of_others(config: AnnotateConfig, classifier: ClassifierEntry) -> None:

@@ -12,6 +12,7 @@ from pipeline.pool_sizes import Pool, pool_sizes
 from pipeline.prediction import Machines
 from pipeline.work_units import Units
 from schemas.annotate_config import ExecutionSettings
+from schemas.errors import SettingsError
 from schemas.meter import FlowMeter
 
 POOLS: Final = ("propose", "classify")
@@ -34,8 +35,19 @@ class Pools:
 
     @classmethod
     def at_start(cls, config: ExecutionSettings, devices: tuple[Device, Device]) -> "Pools":
-        """Return what was given; what is to be chosen takes equal shares of the cluster."""
+        """Return what was given; what is to be chosen takes equal shares of the cluster.
+
+        Raises SettingsError where nobody knows how large the cluster will be.
+        """
         fixed = _given(config.propose_actors), _given(config.classify_actors)
+        if None in fixed and machines.grows_untold():
+            unknown = [
+                f"{name}_actors" for name, size in zip(POOLS, fixed, strict=True) if not size
+            ]
+            raise SettingsError(
+                "the cluster's autoscaler does not tell how many machines it may add, which auto "
+                f"would need: give {' and '.join(unknown)} as a number"
+            )
         given = _given(config.propose_batch), _given(config.classify_batch)
         cpus = actor_cpus(config)
         if config.address == "local":

@@ -23,7 +23,7 @@ from pipeline.cores import cores
 from pipeline.corrections import Corrections
 from pipeline.files import delete_files, list_files, write_bytes
 from pipeline.lock import DatasetLock, new_run_id
-from pipeline.parts import RUNS, forget_parts, merge_images, recorded_parts, write_part
+from pipeline.parts import RUNS, merge_images, recorded_parts, write_part
 from pipeline.plan_records import check_plan, read_plan
 from pipeline.planner import Planner
 from pipeline.run_log import RunLog
@@ -31,9 +31,16 @@ from pipeline.run_records import Recorder
 from pipeline.secrets import hide_all_secrets, hide_secrets
 from pipeline.sources import source_place
 from pipeline.work_units import Work
-from schemas.errors import LockedError, OutputError, SegmillError, SettingsError
+from schemas.errors import (
+    LockedError,
+    OutputError,
+    PublicationError,
+    SegmillError,
+    SettingsError,
+)
 from schemas.manifest import Changes, Counts, DataFile, Manifest
 from schemas.meter import RunMeter
+from schemas.runs import ANNOTATE
 
 _RECORDED_PACKAGES: Final = (
     "segmill", "ray", "torch", "open_clip_torch", "transformers", "pyarrow",
@@ -69,10 +76,11 @@ def holding(
     another run holds the dataset.
     """
     config, run_id = plan.config, new_run_id()
+    command = "relabel" if recalls_only else ANNOTATE
     with (
-        DatasetLock(config.output, run_id, config.lock_ttl_s) as lock,
+        DatasetLock(config.output, run_id, config.lock_ttl_s, command) as lock,
         RunLog(config.output, run_id),
-        Recorder(config.output, run_id) as recorder,
+        Recorder(config.output, run_id, command) as recorder,
         Planner(
             plan.fingerprints, config.plan_memory_mb, cores(), config.keep_embeddings
         ) as planner,
@@ -114,6 +122,7 @@ class AnnotationRun:
         self._base = dataset.read_manifest(self._output, newest) if newest else None
         corrected = self._base.corrections if self._base else ()
         self._corrections = Corrections.read(self._output, corrected)
+        self._published_parts: set[str] = set()  # files of earlier runs that a version names
         self._recorder.version = newest
         self._recalls_only = recalls_only
         self._from_embeddings = 0
@@ -130,14 +139,19 @@ class AnnotationRun:
         self._correct()
         try:
             manifest = self._published(self._do_what_is_left())
-        except SegmillError:
+            published = manifest.run_id == self._run_id
+            self._recorder.succeed(manifest.version, published=published)
+            self._tidy(manifest)
+        except SegmillError as error:
             # Of a run that lost the dataset the files may be gone: say so, not that they are.
             with suppress(OutputError):
                 self._lock.check()
+            if isinstance(error, OutputError):
+                # The store took the lock and what was done so far: no setting of it is wrong.
+                raise SegmillError(
+                    f"{error}; what was finished is kept: run again to go on"
+                ) from None
             raise
-        published = manifest.run_id == self._run_id
-        self._recorder.succeed(manifest.version, published=published)
-        self._tidy(manifest)
         counts = manifest.counts
         return AnnotateResult(
             output=hide_secrets(self._output),
@@ -153,22 +167,28 @@ class AnnotationRun:
             meter=self._meter,
         )
 
+    def refuse_other_base(self, version: int) -> None:
+        """Raise PublicationError where the newest version is not the one that is meant."""
+        newest = self._base.version if self._base else 0
+        if newest != version:
+            raise PublicationError(
+                f"version {newest} of {hide_secrets(self._output)} was published by another run "
+                f"since version {version} was read; nothing is lost: run again"
+            )
+
     def _correct(self) -> None:
         """Write the corrected rows that are new, or of classes that stand in another order now."""
-        etags = self._planner.uncorrected()
-        if etags:
-            rows = self._corrections.rows(etags, self._plan.vocabulary.names, self._run_id)
-            # A file that was touched or copied has another one than when it was corrected.
-            now = pa.array(
-                [etags[image_id] for image_id in rows["image_id"].to_pylist()], pa.string()
-            )
-            rows = rows.set_column(rows.schema.get_field_index("etag"), "etag", now)
+        images = self._planner.uncorrected()
+        if images:
+            rows = self._corrections.rows(images, self._plan.vocabulary.names, self._run_id)
             part = write_part(self._output, self._run_id, rows)
             add_parts(self._planner, self._output, [part], "own", self._retried)
 
     def _take_over(self) -> None:
         """Tell the planner what is done: by runs that were cut short, and in the newest version."""
-        stale = take_over(self._planner, self._output, self._base, self._retried)
+        stale, self._published_parts = take_over(
+            self._planner, self._output, self._base, self._retried
+        )
         # Only now, before another version: what no record names is never deleted.
         delete_files(self._output, stale)
 
@@ -251,7 +271,7 @@ class AnnotationRun:
             run_id=self._run_id,
             lock=self._lock.number,
             fingerprint=plan.fingerprints.label,
-            source=hide_secrets(source_place(plan.config.source)),
+            source=self._source,
             vocabulary=plan.vocabulary,
             counts=counts,
             changes=self._changes(),
@@ -272,6 +292,13 @@ class AnnotationRun:
         dataset.publish(self._output, manifest)
         return manifest
 
+    @property
+    def _source(self) -> str:
+        """The place of the images; that which was recorded may be told from another folder."""
+        if self._recalls_only and self._base:
+            return self._base.source
+        return hide_secrets(source_place(self._config.source))
+
     def _changes(self) -> Changes:
         done = self._planner.own()
         return Changes(
@@ -286,20 +313,23 @@ class AnnotationRun:
 
         A run that lost the dataset since it published leaves that to the one that has it now.
         """
-        try:
-            self._lock.check()
-        except LockedError:
-            return
-        named = [manifest, self._base] if self._base else [manifest]
-        published = {file.path for known in named for file in known.images}
-        published |= {file.path for known in named for file in known.embeddings}
         # Without the inventory of the source it is not known what another run's parts are good for.
         own = f"{RUNS}/{self._run_id}/" if self._recalls_only else f"{RUNS}/"
         parts = recorded_parts(self._output)
         mine = {record: part for record, part in parts.items() if record.startswith(own)}
-        forget_parts(self._output, mine, published)
-        lists = [path for path in list_files(self._output, RUNS) if "/todo/" in path]
-        delete_files(self._output, [path for path in lists if path.startswith(own)])
+        listed = list_files(self._output, RUNS)
+        lists = [path for path in listed if path.startswith(own) and "/todo/" in path]
+        files = {path for part in mine.values() for path in part.paths}
+        files -= manifest.paths | self._published_parts
+        try:
+            # After they were listed: none is of a run that has taken over since.
+            self._lock.check()
+            delete_files(self._output, [*mine, *lists])
+            # Who takes over from here on finds no record of these files, and publishes none.
+            self._lock.check()
+        except LockedError:
+            return
+        delete_files(self._output, sorted(files))
 
 
 def _account(images: int, files: Sequence[DataFile]) -> Counts:

@@ -23,7 +23,7 @@ from pipeline.exports.selection import DROP, FLOORS
 from pipeline.metrics import known_pixels, truth_ignore
 from pipeline.review.reviewed import RANDOM, Reviewed, read_reviewed
 from pipeline.storage import hide_secrets
-from pipeline.truth import Truths, paired, read_truth
+from pipeline.truth import Truths, read_truth
 from pipeline.whole_file import refuse_unwritable, whole_file
 from schemas.errors import SettingsError
 from schemas.manifest import Manifest
@@ -127,8 +127,7 @@ def _compared_with_reviews(
 def _compared_with_maps(config: CalibrateConfig, manifest: Manifest) -> CheckedSegments:
     if config.truth is None:
         raise SettingsError("truth is required")
-    by_stem = Truths.find(config.truth).by_stem
-    truths = paired(by_stem, read_uris(config.dataset, manifest))
+    truths = Truths.find(config.truth).paired(read_uris(config.dataset, manifest))
     checked, num_classes = CheckedSegments(config.min_overlap, config.by), len(manifest.vocabulary)
     ignore = truth_ignore(num_classes) if config.ignore is None else config.ignore
     for row in rows_of_the_model(config.dataset, manifest, _COLUMNS):

@@ -72,9 +72,9 @@ def correct(config: CorrectConfig) -> CorrectResult:
     dataset.read_manifest(config.dataset)  # before a lock makes a directory of it
     run_id = new_run_id()
     with (
-        DatasetLock(config.dataset, run_id, config.lock_ttl_s) as lock,
+        DatasetLock(config.dataset, run_id, config.lock_ttl_s, "correct") as lock,
         RunLog(config.dataset, run_id),
-        Recorder(config.dataset, run_id) as recorder,
+        Recorder(config.dataset, run_id, "correct") as recorder,
     ):
         manifest = dataset.read_manifest(config.dataset)
         recorder.version = manifest.version
@@ -128,8 +128,8 @@ def _corrected(
     run_id, lock_number = identity
     table = table_from_rows(found.rows, CORRECTIONS)
     stored = write_corrections(place, run_id, table)
-    ids = table["image_id"].to_pylist()
-    rows = Corrections(table).rows(ids, manifest.vocabulary.names, run_id)
+    corrections = Corrections(table)
+    rows = corrections.rows(corrections.drawn_on, manifest.vocabulary.names, run_id)
     touched = set(found.paths)
     files = [
         _rewritten(place, run_id, file, rows) if file.path in touched else file

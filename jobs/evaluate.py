@@ -13,10 +13,10 @@ from pipeline.evaluation.page import write_evaluation_page
 from pipeline.evaluation.parallel import add_up
 from pipeline.evaluation.protocol import describe_protocol
 from pipeline.evaluation.result import EvaluateResult, ProposalFigures, mean_ious
-from pipeline.evaluation.truth_segments import TruthFiles
+from pipeline.evaluation.truth_segments import find_truths
 from pipeline.metrics import truth_ignore
 from pipeline.storage import hide_secrets
-from pipeline.truth import files_by_stem, paired
+from pipeline.truth import ImageFiles
 from pipeline.whole_file import refuse_unwritable, whole_file
 from schemas.annotation import LABELLED
 from schemas.errors import SettingsError
@@ -62,7 +62,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         vocabulary = manifest.vocabulary
     else:
         vocabulary = read_vocabulary(config.vocabulary)
-    truths = TruthFiles.find(config.truth, config.truth_format)
+    truths = find_truths(config.truth, config.truth_format)
     pairs = _pairs(config, manifest, truths)
     proposals = (
         _proposals(config, manifest, pairs.truths) if config.proposals and manifest else None
@@ -99,16 +99,15 @@ def _ignored(config: EvaluateConfig, vocabulary: Vocabulary) -> int:
     return truth_ignore(len(vocabulary)) if config.ignore is None else config.ignore
 
 
-def _pairs(config: EvaluateConfig, manifest: Manifest | None, truths: TruthFiles) -> _Pairs:
+def _pairs(config: EvaluateConfig, manifest: Manifest | None, truths: ImageFiles) -> _Pairs:
     if manifest is not None:
         stored = manifest
-        of_uris = paired(truths.by_stem, read_uris(config.dataset, stored))
+        of_uris = truths.paired(read_uris(config.dataset, stored))
         return _Pairs(lambda: _stored_labels(config.dataset, stored), of_uris)
-    files = files_by_stem(config.dataset, {".png"})
-    if not files:
+    paths = ImageFiles.below(config.dataset, {".png"})
+    if not paths:
         raise SettingsError(f"there are no PNG label maps in {config.dataset}")
-    paths = [path for found in files.values() for path in found]
-    of_paths = paired(truths.by_stem, map(str, paths))
+    of_paths = truths.paired(map(str, paths))
     return _Pairs(lambda: ((str(path), path) for path in paths), of_paths)
 
 

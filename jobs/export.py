@@ -187,7 +187,8 @@ def _write_shards(
     A shard that left an image out is not: it may be had by now.
     """
     url = writer.export.url
-    records = list_files(url, SHARDS)
+    # What a killed export was writing is still a draft.
+    records = [path for path in list_files(url, SHARDS) if not path.endswith(DRAFT_SUFFIX)]
     counts = map(
         ExportCounts.model_validate_json, in_parallel(lambda path: read_bytes(url, path), records)
     )

@@ -20,7 +20,7 @@ from pipeline.planner import Planner, Preview
 from pipeline.prediction import Machines, Prediction, predict
 from pipeline.secrets import hide_secrets
 from pipeline.vocabulary_lint import Finding, lint_vocabulary
-from schemas.errors import SettingsError
+from schemas.errors import OutputError, SettingsError
 from schemas.plan import PlanRecord
 from schemas.plan_config import PlanConfig
 
@@ -40,6 +40,7 @@ class PlanResult:
     row_bytes: int
     embeddings_bytes: int
     findings: tuple[Finding, ...]
+    not_recorded: str | None  # why the next run will not be compared with the plan
     seconds: float
 
     @property
@@ -52,8 +53,9 @@ def plan(config: PlanConfig, progress: Progress | None = None) -> PlanResult:
     """Compare source and dataset as `annotate` does, and measure some of the images to be done.
 
     Nothing is labelled, locked or published: of the dataset only `_runs/plan.json` is written, by
-    which the next run can say how wrong the plan was. Raises SettingsError (or a kind of it) for
-    wrong settings, and for GPUs that this machine has none of to measure.
+    which the next run can say how wrong the plan was; where that cannot be written the plan is told
+    all the same. Raises SettingsError (or a kind of it) for wrong settings, and for GPUs that this
+    machine has none of to measure.
     """
     started = time.monotonic()
     with progress or Silent() as shown:
@@ -73,10 +75,13 @@ def plan(config: PlanConfig, progress: Progress | None = None) -> PlanResult:
             stages = Stages.of(annotation, texts, "plan")
             done = _probed(config, stages, preview, shown)
             prediction = _predict(config, preview, done, machines)
-    bytes_per_image = [0.0, 0.0]
+    bytes_per_image, not_recorded = [0.0, 0.0], None
     if done and prediction:
         bytes_per_image = [size / done.images for size in (done.row_bytes, done.embeddings_bytes)]
-        write_plan(config.output, _record(config, annotation, prediction, sum(bytes_per_image)))
+        try:
+            write_plan(config.output, _record(config, annotation, prediction, sum(bytes_per_image)))
+        except OutputError as error:
+            not_recorded = str(error)
     images = preview.fetch + preview.reclassify
     return PlanResult(
         output=hide_secrets(config.output),
@@ -90,6 +95,7 @@ def plan(config: PlanConfig, progress: Progress | None = None) -> PlanResult:
         row_bytes=round(images * bytes_per_image[0]),
         embeddings_bytes=round(images * bytes_per_image[1]),
         findings=tuple(findings),
+        not_recorded=not_recorded,
         seconds=time.monotonic() - started,
     )
 

@@ -81,6 +81,7 @@ class PromptTrainingPlan:
         settings = self.config.model_dump(mode="json", exclude=_NOT_DECIDING)
         return {
             **settings,
+            "ignore_label": self.data.ignore_label,
             "classes": self.vocabulary.model_dump(mode="json")["classes"],
             "baseline_identity": list(self.baseline.identity),
             "clip_sha256": self.clip_card.weights_sha256,

@@ -28,11 +28,17 @@ from pipeline import runtime
 from pipeline.files import read_bytes
 from pipeline.models.clip import Clip, ClipCard, ClipSource, text_vectors
 from pipeline.models.embedded import EMBEDDED_PROPOSER
-from pipeline.models.maskformer import BackboneConfig, MaskFormerConfig, load_config
+from pipeline.models.maskformer import (
+    BackboneConfig,
+    MaskFormerConfig,
+    build_backbone,
+    load_config,
+)
 from pipeline.models.model_directory import CONFIG_FILE
 from pipeline.models.weight_cache import pinned
 from pipeline.models.weights import sha256_of
 from pipeline.prompts import Prompts, load_prompts
+from pipeline.training.backbone_weights import load_backbone
 from pipeline.training.labelled_images import Finding, LabelledImages
 from schemas.errors import ModelError, SettingsError
 from schemas.training_config import TrainingExecution, TrainProposalsConfig
@@ -50,7 +56,7 @@ _TINY: Final = "tiny"
 
 @dataclass(frozen=True)
 class ProposalTrainingPlan:
-    """The settings with what they name, checked; no model is loaded for it."""
+    """The settings with what they name, checked; of models no more than the backbone is loaded."""
 
     config: TrainProposalsConfig
     vocabulary: Vocabulary
@@ -75,7 +81,7 @@ class ProposalTrainingPlan:
                 f"{structure.size_divisibility}, to which the network's input is padded"
             )
         if config.backbone_weights is not None:
-            sha256_of(config.backbone_weights)
+            load_backbone(build_backbone(structure.backbone)[0], config.backbone_weights)
         prompts = load_prompts(config.prompts)
         return cls(config, vocabulary, data, prompts, clip, card, structure)
 
@@ -118,6 +124,7 @@ class ProposalTrainingPlan:
         settings = self.config.model_dump(mode="json", exclude=execution)
         return {
             **settings,
+            "ignore_label": self.data.ignore_label,
             "classes": self.vocabulary.model_dump(mode="json")["classes"],
             "prompts_identity": list(self.prompts.identity),
             "clip_sha256": self.clip_card.weights_sha256,

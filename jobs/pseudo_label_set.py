@@ -31,12 +31,10 @@ from pipeline.datasets.layout import (
 )
 from pipeline.evaluation.kept import kept_units
 from pipeline.evaluation.proposals import ProposalUnit
-from pipeline.evaluation.truth_segments import TruthFiles
 from pipeline.files import write_bytes
 from pipeline.lock import new_run_id
 from pipeline.storage import hide_secrets
 from pipeline.training.class_cap import ClassCap
-from pipeline.training.labelled_images import Pair
 from pipeline.training.pseudo_set import (
     SPLIT,
     PseudoClass,
@@ -45,6 +43,7 @@ from pipeline.training.pseudo_set import (
     ignore_classes,
     in_chunks,
 )
+from pipeline.truth import ImageFiles
 from schemas.annotation import LABELLED
 from schemas.errors import SettingsError
 
@@ -88,7 +87,7 @@ class _Writing:
         self._output = plan.pseudo_directory
         pairs = plan.data.pairs(plan.config.extensions)
         self._pairs = {pair.mask: pair for pair in pairs}
-        self._truths = _truth_files(plan.data.masks, pairs)
+        self._truths = ImageFiles(plan.data.masks / pair.mask for pair in pairs)
 
     def summary(self) -> PseudoSummary:
         """Do all of it."""
@@ -260,15 +259,6 @@ class _Writing:
         write_bytes(str(self._output), SUMMARY, json.dumps(asdict(summary), indent=1).encode())
         write_bytes(str(self._output), DATASET_FILE, dataset_text(dataset).encode())
         return summary
-
-
-def _truth_files(masks: Path, pairs: Sequence[Pair]) -> TruthFiles:
-    """Return the maps of the pairs, to be found by the uri of an image."""
-    by_stem: dict[str, list[Path]] = {}
-    for pair in pairs:
-        path = masks / pair.mask
-        by_stem.setdefault(path.stem, []).append(path)
-    return TruthFiles(by_stem)
 
 
 def _label_unit(

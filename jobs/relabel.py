@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from jobs.annotation_plan import AnnotationPlan
+from jobs.annotation_plan import AnnotationPlan, recorded_settings
 from jobs.annotation_run import AnnotateResult, holding
 from jobs.progress import Progress, RecordedProgress, Silent
 from pipeline.dataset import newest_version, read_manifest
@@ -27,8 +27,9 @@ def relabel(config: RelabelConfig, progress: Progress | None = None) -> Annotate
 
     Settings that are not given are those of the newest version. Raises OutputError where there is
     no version, SettingsError (or a kind of it) where it keeps no embeddings, where an image has
-    none of its models, where the file of its prompts has changed, or where a setting is wrong, and
-    LockedError when another run holds the dataset.
+    none of its models, where the file of its prompts has changed, or where a setting is wrong,
+    LockedError when another run holds the dataset, and PublicationError when another run published
+    a version since the settings were read.
     """
     started = time.monotonic()
     progress = progress or RecordedProgress(Silent())
@@ -43,6 +44,7 @@ def relabel(config: RelabelConfig, progress: Progress | None = None) -> Annotate
         plan = AnnotationPlan.of(_resolved(config, manifest), vocabulary)
         _refuse_changed_prompts(config, manifest, plan)
         with holding(plan, progress, recalls_only=True) as run:
+            run.refuse_other_base(number)
             return run.result(_inventory(config.dataset, manifest), started)
 
 
@@ -53,17 +55,16 @@ def _resolved(config: RelabelConfig, manifest: Manifest) -> AnnotateConfig:
             f"version {manifest.version} of {hide_secrets(config.dataset)} keeps no embeddings to "
             "label again; annotate with --keep-embeddings"
         )
-    is_compact = all(file.encoding == "compact" for file in manifest.embeddings)
-    given: dict[str, Any] = config.model_dump(exclude={"dataset"}, exclude_none=True)
-    return AnnotateConfig.model_validate(
-        {
-            **manifest.config,
-            **given,
-            "output": config.dataset,
-            "object_store_mb": config.object_store_mb,
-            "keep_embeddings": "compact" if is_compact else "exact",
-        }
-    )
+    # Where some images have compact ones alone, those count; exact ones give what they always do.
+    is_compact = any(file.encoding == "compact" for file in manifest.embeddings)
+    changes: dict[str, Any] = {
+        **config.model_dump(exclude={"dataset"}, exclude_none=True),
+        "output": config.dataset,
+        "keep_embeddings": "compact" if is_compact else "exact",
+        # No setting of relabelling: a cluster whose workers had to be sent the code has to again.
+        "ship_code": config.address != "local" and manifest.config.get("ship_code", False),
+    }
+    return recorded_settings(config.dataset, manifest, changes)
 
 
 def _refuse_changed_prompts(

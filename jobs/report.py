@@ -25,9 +25,9 @@ from pipeline.report import (
     make_refusal,
     write_page,
 )
-from pipeline.storage import hide_secrets, store_errors
+from pipeline.storage import hide_secrets
 from pipeline.throughput import runs_of
-from pipeline.truth import Truths, paired, read_label_map
+from pipeline.truth import Truths, read_label_map
 from pipeline.whole_file import whole_file
 from schemas.annotation import LABELLED, QUARANTINED
 from schemas.errors import OutputError
@@ -125,7 +125,7 @@ def report(config: ReportConfig) -> ReportResult:
         figures, truths = None, {}
         if config.truth is not None:
             uris = read_uris(config.dataset, manifest)
-            truths = paired(Truths.find(config.truth).by_stem, uris)
+            truths = Truths.find(config.truth).paired(uris)
             figures = _figures(_compare(config, config.truth, manifest), manifest.vocabulary)
         overview = _overview(config, manifest)
         chosen = _choose(overview, config.max_images)
@@ -170,9 +170,11 @@ def _choose(overview: Overview, wanted: int) -> dict[int, tuple[str, ...]]:
     ):
         for rank in ranks:
             reasons[rank] = (*reasons.get(rank, ()), reason)
-    left = np.setdiff1d(np.arange(overview.labelled), list(reasons))
-    for index in _spread(len(left), wanted - len(reasons)):
-        reasons[int(left[index])] = ("spread",)
+    chosen = np.array(sorted(reasons), dtype=np.int64)
+    left_before = chosen - np.arange(len(chosen))  # ranks not chosen below each chosen one
+    for index in _spread(overview.labelled - len(chosen), wanted - len(chosen)):
+        rank = index + int(np.searchsorted(left_before, index, side="right"))
+        reasons[rank] = ("spread",)
     return reasons
 
 
@@ -204,9 +206,8 @@ def _rows(
 ) -> Iterator[pa.Table]:
     """Yield the rows of one file that have `status`, some at a time."""
     alone = manifest.model_copy(update={"images": (part,)})
-    with store_errors(f"read {part.path} of", dataset, OutputError):
-        for table in read_rows(dataset, alone, columns, _BATCH_ROWS):
-            yield table.filter(pc.equal(table["status"], status))
+    for table in read_rows(dataset, alone, columns, _BATCH_ROWS):
+        yield table.filter(pc.equal(table["status"], status))
 
 
 def _refusals(dataset: str, manifest: Manifest) -> Iterator[Refusal]:

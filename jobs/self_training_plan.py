@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import ValidationError
-
-from jobs.annotation_plan import AnnotationPlan
+from jobs.annotation_plan import AnnotationPlan, recorded_settings
 from jobs.proposal_training_plan import ProposalTrainingPlan
 from jobs.training_plan import SETTINGS_FILE, absolute, labelled_images, refuse_other_settings
 from pipeline.dataset import read_manifest
@@ -20,12 +18,14 @@ from pipeline.metrics import truth_ignore
 from pipeline.models.embedded import EMBEDDED_PROPOSER
 from pipeline.models.weight_cache import local_copy
 from pipeline.pseudo_labels import PseudoLabelSettings
+from pipeline.sources import Listing
 from pipeline.storage import hide_secrets
 from pipeline.training.labelled_images import LabelledImages
 from pipeline.training.proposal_loop import PROPOSER
 from pipeline.training.pseudo_set import SPLIT
+from pipeline.truth import Truths
 from schemas.annotate_config import AnnotateConfig
-from schemas.errors import ModelError, OutputError, SettingsError, VocabularyError
+from schemas.errors import ModelError, SettingsError, VocabularyError
 from schemas.manifest import Manifest
 from schemas.self_training_config import PseudoLabelConfig, TrainSelfTrainingConfig
 from schemas.training_config import (
@@ -45,7 +45,7 @@ LABELS_VOCABULARY: Final = "labels_vocabulary.yaml"
 _MASKFORMER: Final = "maskformer"
 _NAMED: Final = 5
 # Of a run, these decide no label; they are the self-training's own where it annotates.
-_EXECUTION: Final = ("address", "lock_ttl_s")
+_OWN: Final = ("address", "lock_ttl_s", "extensions")
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class SelfTrainingPlan:
             "source": str(self.eval_images),
             "output": str(self.config.output / name),
             "keep_embeddings": None,
-            **{field: getattr(self.config, field) for field in _EXECUTION},
+            **{field: getattr(self.config, field) for field in _OWN},
         }
         if name == AFTER:
             changed |= {
@@ -160,10 +160,12 @@ class SelfTrainingPlan:
     def begin(self) -> None:
         """Refuse what cannot be meant, and mark the output as of these settings.
 
-        Raises SettingsError where it is of others, and what the training would raise.
+        Raises SettingsError where it is of others or there is nothing to compare on, and what the
+        training would raise.
         """
         output = str(self.config.output)
         refuse_other_settings(output, self._deciding())
+        self._refuse_nothing_to_compare_on()
         write_bytes(output, LABELS_VOCABULARY, vocabulary_text(self.vocabulary).encode())
         # Without seen flags: all classes are learned now.
         learned = vocabulary_text(unflagged(self.vocabulary)).encode()
@@ -171,13 +173,20 @@ class SelfTrainingPlan:
         ProposalTrainingPlan.of(self.training())  # whose images are not there yet
         write_bytes(output, SETTINGS_FILE, json.dumps(self._deciding(), indent=2).encode())
 
+    def _refuse_nothing_to_compare_on(self) -> None:
+        """Raise SettingsError (or a kind of it) unless there are images with a truth."""
+        listing = Listing(str(self.eval_images), self.config.extensions)
+        uris = (uri for table in listing for uri in table["uri"].to_pylist())
+        if not Truths.find(str(self.eval_masks)).paired(uris):
+            raise SettingsError(f"no image of {self.eval_images} has a truth in {self.eval_masks}")
+
     def _deciding(self) -> dict[str, Any]:
         """Return all that decides the result, as plain values."""
         execution = {*TrainingExecution.model_fields, "output", "version"}
         settings = self.config.model_dump(mode="json", exclude=execution)
         made = {"labels_version": self.manifest.version, "labels_run": self.manifest.run_id}
         classes = self.vocabulary.model_dump(mode="json")["classes"]
-        return {**settings, **made, "classes": classes}
+        return {**settings, **made, "classes": classes, "ignore_label": self.data.ignore_label}
 
     def pseudo_facts(self) -> Mapping[str, Any]:
         """Return what decides the pseudo labels."""
@@ -241,15 +250,8 @@ def _annotation(config: TrainSelfTrainingConfig, manifest: Manifest) -> Annotati
     """Return how the dataset was made; raises ModelError unless it can be made so again."""
     # The file that it was made with may be gone; the manifest has what it said.
     file = config.output / LABELS_VOCABULARY
-    settings = {**manifest.config, "vocabulary": file, "output": config.labels}
-    try:
-        made = AnnotateConfig.model_validate(settings)
-    except ValidationError as error:
-        named = ", ".join(str(problem["loc"][0]) for problem in error.errors())
-        raise OutputError(
-            f"{hide_secrets(config.labels)} was made by another version of segmill, whose settings "
-            f"({named}) mean nothing to this one; annotate it anew"
-        ) from None
+    changes = {"vocabulary": file, "output": config.labels}
+    made = recorded_settings(config.labels, manifest, changes)
     if made.oracle_truth is not None:
         raise SettingsError(
             f"{hide_secrets(config.labels)} holds labels of an oracle, which knows the truth; "

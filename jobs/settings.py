@@ -77,6 +77,20 @@ def read_settings(
         raise BadSettingsError(_describe_unread(error, model)) from None
 
 
+class _Environment(EnvSettingsSource):
+    """Gives what no flag gives: Pydantic would merge a mapping with that of the flag."""
+
+    def __call__(self) -> dict[str, Any]:
+        return {k: v for k, v in super().__call__().items() if k not in self.current_state}
+
+
+class _File(InitSettingsSource):
+    """Gives what neither a flag nor the environment gives, for the same reason."""
+
+    def __call__(self) -> dict[str, Any]:
+        return {k: v for k, v in super().__call__().items() if k not in self.current_state}
+
+
 class _Parser(argparse.ArgumentParser):
     """Reports one line instead of a usage block, and never takes an abbreviated flag.
 
@@ -185,7 +199,7 @@ def _settings_class(
             cls, settings_cls: type[BaseSettings], *_: Any, **__: Any
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             """Read the environment first, then the YAML file."""
-            return EnvSettingsSource(settings_cls), InitSettingsSource(settings_cls, from_file)
+            return _Environment(settings_cls), _File(settings_cls, from_file)
 
     fields: dict[str, Any] = {name: field.annotation for name, field in model.model_fields.items()}
     marked: Any = CliPositionalArg  # an alias to be subscripted with a value, not with a type
@@ -197,7 +211,7 @@ def _settings_class(
 def _describe_unread(error: SettingsError, model: type[BaseModel]) -> str:
     """Return in one line what a source holds that cannot be read as what a setting takes."""
     told = str(error).splitlines()[0]
-    field = re.search(r'field "(\w+)" from source "EnvSettingsSource"', told)
+    field = re.search(rf'field "(\w+)" from source "{_Environment.__name__}"', told)
     if not field:
         return told
     variable = f"{ENV_PREFIX}{field[1].upper()}"

@@ -22,7 +22,7 @@ from pipeline.lock import DatasetLock, new_run_id
 from pipeline.training import checkpoint
 from pipeline.training.prompt_loop import held_out_figures, read_figures, train
 from pipeline.training.prompt_training import PROMPT_FILE, PromptTraining
-from pipeline.training_runtime import run_workers
+from pipeline.training_runtime import Workers, run_workers
 from schemas.prompt_training_config import TrainPromptsConfig
 
 RESULT_FILE: Final = "result.json"
@@ -76,10 +76,11 @@ def train_prompts(
     config, run_id = plan.config, new_run_id()
     with (
         progress,
-        DatasetLock(str(config.output), run_id, config.lock_ttl_s),
+        DatasetLock(str(config.output), run_id, config.lock_ttl_s, "train prompts"),
         runtime.cluster(config.address, None, config.workers * config.cpus_per_worker),
     ):
         plan.refuse_other_settings()
+        workers = workers_of(config)
         baseline_KD = plan.baseline_vectors(progress)
         findings = plan.findings(progress)
         training = plan.training(findings)
@@ -87,7 +88,7 @@ def train_prompts(
             max(checkpoint.steps_saved(training.output_of(seed)), default=0)
             for seed in config.seeds
         )
-        _train(training, progress, run_id, resumed_from)
+        _train(training, workers, progress, run_id, resumed_from)
         seeds = [_figures(training, seed) for seed in config.seeds]
         chosen = choose(seeds, config.criterion)
         prompt = config.output / PROMPT_FILE
@@ -146,7 +147,9 @@ def as_json(result: TrainPromptsResult) -> dict[str, Any]:
     return values
 
 
-def _train(training: PromptTraining, progress: Progress, run_id: str, resumed_from: int) -> None:
+def _train(
+    training: PromptTraining, workers: Workers, progress: Progress, run_id: str, resumed_from: int
+) -> None:
     config = training.config
     if all(map(training.is_done, config.seeds)):
         return
@@ -164,7 +167,7 @@ def _train(training: PromptTraining, progress: Progress, run_id: str, resumed_fr
         furthest = max(furthest, done)
         progress.update({"train": furthest}, note)
 
-    run_workers(partial(train, training), workers_of(config), config.output, run_id, report)
+    run_workers(partial(train, training), workers, config.output, run_id, report)
 
 
 def _figures(training: PromptTraining, seed: int) -> SeedFigures:

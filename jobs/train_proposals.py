@@ -54,10 +54,11 @@ def train_proposals(
     cpus = config.workers * config.cpus_per_worker
     with (
         progress,
-        DatasetLock(str(config.output), run_id, config.lock_ttl_s),
+        DatasetLock(str(config.output), run_id, config.lock_ttl_s, "train proposals"),
         runtime.cluster(config.address, None, cpus),
     ):
         plan.refuse_other_settings()
+        workers = workers_of(config)
         findings = plan.findings(progress)
         pairs = [finding.pair for finding in usable(config, findings)]
         resumed_from = max(checkpoint.steps_saved(str(config.output)), default=0)
@@ -76,7 +77,7 @@ def train_proposals(
             progress.update({"train": max(done, resumed_from)}, note)
 
         work = partial(train, training)
-        run_workers(work, workers_of(config), config.output, run_id, report)
+        run_workers(work, workers, config.output, run_id, report)
     # A log may be deleted, and the training still be finished.
     losses = [line["loss"] for line in read_log(config.output)] or [math.nan]
     return TrainProposalsResult(

@@ -58,7 +58,8 @@ def train_self_training(
     progress = progress or Silent()
     plan = SelfTrainingPlan.of(config)
     config = plan.config
-    with progress, DatasetLock(str(config.output), new_run_id(), config.lock_ttl_s):
+    output, command = str(config.output), "train self-training"
+    with progress, DatasetLock(output, new_run_id(), config.lock_ttl_s, command):
         plan.begin()
         steps = _Steps(plan, progress)
         if steps.are_done():
@@ -136,6 +137,6 @@ class _Steps:
             EvaluateConfig(
                 dataset=config.output,
                 truth=str(self._plan.eval_masks),
-                ignore=self._plan.config.ignore_label,
+                ignore=self._plan.data.ignore_label,
             )
         )

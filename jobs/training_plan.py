@@ -3,13 +3,22 @@
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from jobs.progress import Progress
 from pipeline import runtime
+from pipeline.datasets.layout import (
+    DATASET_FILE,
+    VOCABULARY_FILE,
+    SplitFacts,
+    read_dataset,
+    split_facts,
+)
 from pipeline.files import read_bytes, write_bytes
-from pipeline.machines import Device
+from pipeline.machines import gpus_of_workers
+from pipeline.metrics import truth_ignore
 from pipeline.training.labelled_images import Finding, LabelledImages, Pair
 from pipeline.training_runtime import Workers
 from schemas.config import Config
@@ -38,28 +47,37 @@ def read_classes(config: TrainingDataSettings) -> Vocabulary:
         return read_vocabulary(config.vocabulary)
     if config.dataset is None:
         raise SettingsError("give dataset, or vocabulary")
-    return read_vocabulary(config.dataset / "vocabulary.yaml")
+    split = _prepared_split(config)
+    return read_vocabulary(config.dataset / (split.vocabulary if split else VOCABULARY_FILE))
 
 
 def labelled_images(config: TrainingDataSettings, vocabulary: Vocabulary) -> LabelledImages:
     """Return the two directories of the settings; raises SettingsError for labels without sense."""
-    return LabelledImages.of(
-        _directory(config, "images"),
-        _directory(config, "masks"),
+    split = _prepared_split(config)
+    if split is not None and len(split.class_pixels) != len(vocabulary):
+        raise SettingsError(
+            f"{config.vocabulary or 'the vocabulary'} has {len(vocabulary)} classes; the maps of "
+            f"split {config.split!r} hold the {len(split.class_pixels)} of "
+            f"{config.dataset}/{split.vocabulary}"
+        )
+    data = LabelledImages.of(
+        _directory(config, "images", split),
+        _directory(config, "masks", split),
         vocabulary,
-        config.ignore_label,
+        config.ignore_label or truth_ignore(len(vocabulary)),
         config.max_image_pixels,
     )
+    return replace(data, num_maps=split.count) if split else data
 
 
 def workers_of(config: TrainingExecution) -> Workers:
-    """Return how many workers train, and what each of them takes of the cluster."""
-    return Workers(
-        config.workers,
-        config.cpus_per_worker,
-        Device.of(config.gpus_per_worker, None, {}).num_gpus,
-        config.max_failures,
-    )
+    """Return how many workers train, and what each of them takes of the cluster.
+
+    Raises SettingsError where GPUs are not given and are too few, or not yet known.
+    """
+    given = config.gpus_per_worker
+    num_gpus = gpus_of_workers(config.workers) if given is None else given
+    return Workers(config.workers, config.cpus_per_worker, num_gpus, config.max_failures)
 
 
 def seen_classes(vocabulary: Vocabulary, data: LabelledImages) -> Vocabulary:
@@ -150,10 +168,19 @@ def command_line(command: Sequence[str], config: Config) -> str:
     return shlex.join(words)
 
 
-def _directory(config: TrainingDataSettings, kind: str) -> Path:
+def _prepared_split(config: TrainingDataSettings) -> SplitFacts | None:
+    """Return what dataset.json says of the split; None where there is no such file."""
+    if config.dataset is None or not (config.dataset / DATASET_FILE).exists():
+        return None
+    return split_facts(read_dataset(config.dataset), config.dataset, config.split)
+
+
+def _directory(config: TrainingDataSettings, kind: str, split: SplitFacts | None) -> Path:
     given: Path | None = getattr(config, kind)
     if given is not None:
         return given
     if config.dataset is None:
         raise SettingsError(f"give dataset, or {kind}")
+    if split is not None:
+        return config.dataset / (split.images if kind == "images" else split.masks)
     return config.dataset / kind / config.split

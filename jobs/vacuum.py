@@ -1,8 +1,10 @@
 """`segmill vacuum`: delete old versions, and files that no version names."""
 
+import re
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Final
 
 from pipeline.dataset import MANIFESTS, manifest_path, read_manifest, versions
 from pipeline.files import FileFacts, delete_files, list_facts
@@ -20,6 +22,14 @@ from pipeline.text_vectors import texts_path
 from schemas.errors import OutputError
 from schemas.upkeep_config import VacuumConfig
 
+# What Segmill writes, and drafts of it. In the same folders there may be photos of the user.
+_OURS: Final = re.compile(
+    rf"(({IMAGES}|{EMBEDDINGS_FOLDER}|{CORRECTIONS_FOLDER})/run=[^/]+/part-[0-9a-f]{{24}}\.parquet"
+    rf"|{EMBEDDINGS_FOLDER}/texts-[0-9a-f]{{24}}\.npz"
+    rf"|{MANIFESTS}/v\d+\.json)(\.[0-9a-f]{{32}}\.draft)?"
+    rf"|{RUNS}/.+"
+)
+
 
 @dataclass(frozen=True)
 class VacuumResult:
@@ -36,11 +46,11 @@ def vacuum(config: VacuumConfig) -> VacuumResult:
     """Delete what is old and of no use; only list it unless `delete` is set.
 
     A version is kept when it is among the newest or young; a file when a kept version names it or
-    it is young. Raises LockedError when a run is at work on the dataset, and OutputError where
-    there is no dataset.
+    it is young; one that Segmill did not write is none of its business. Raises LockedError when a
+    run is at work on the dataset, and OutputError where there is no dataset.
     """
     _versions(config.dataset)
-    lock = DatasetLock(config.dataset, f"vacuum-{new_run_id()}", config.lock_ttl_s)
+    lock = DatasetLock(config.dataset, f"vacuum-{new_run_id()}", config.lock_ttl_s, "vacuum")
     with lock if config.delete else nullcontext():
         dropped, files = _superfluous(config)
         if config.delete:
@@ -76,9 +86,7 @@ def _superfluous(config: VacuumConfig) -> tuple[list[int], dict[str, FileFacts]]
         if manifests[number].created.timestamp() < oldest
     ]
     kept = [manifest for number, manifest in manifests.items() if number not in dropped]
-    named = {file.path for manifest in kept for file in manifest.images}
-    named |= {file.path for manifest in kept for file in manifest.embeddings}
-    named |= {file.path for manifest in kept for file in manifest.corrections}
+    named = {path for manifest in kept for path in manifest.paths}
     named |= {texts_path(manifest.fingerprint) for manifest in kept}
     named |= {manifest_path(number) for number in numbers}  # dropped ones are told apart
     runs = {manifest.run_id for manifest in kept}
@@ -96,7 +104,7 @@ def _superfluous(config: VacuumConfig) -> tuple[list[int], dict[str, FileFacts]]
     return dropped, {
         path: facts
         for path, facts in stored.items()
-        if path not in kept_files and not _is_config_of(path, runs)
+        if path not in kept_files and _OURS.fullmatch(path) and not _is_config_of(path, runs)
     }
 
 

@@ -59,14 +59,17 @@ class RowTaps:
         return RowTaps(lower, upper, self.weight[rows])
 
 
-def resize_rows(values_HWQ: Tensor, down: RowTaps, across: Sequence[Tensor]) -> Tensor:
+def resize_rows(
+    values_HWQ: Tensor, down: RowTaps, across: Sequence[Tensor], columns_first: bool | None = None
+) -> Tensor:
     """Return some rows and columns of bilinearly resized maps (T, W, Q); it shares no memory.
 
     `across` are `bilinear_taps` of the columns. Maps come last, so that all numbers of a pixel lie
     side by side and every step goes through memory in long pieces.
     """
-    # Each axis while the other is short.
-    if len(down.lower) > len(values_HWQ):
+    if columns_first is None:  # each axis while the other is short
+        columns_first = len(down.lower) > len(values_HWQ)
+    if columns_first:
         return _rows(_columns(values_HWQ, across), down)
     return _columns(_rows(values_HWQ, down), across)
 

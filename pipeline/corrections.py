@@ -8,7 +8,7 @@ Dimension key: H W pixels.
 """
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.fingerprints import Fingerprints
 from pipeline.parts import read_table
+from pipeline.planner import Uncorrected
 from pipeline.segments import IGNORE, decode_mask, encode_segments
 from schemas.annotation import ANNOTATED, CORRECTIONS, HUMAN, LABELLED, table_from_rows
 from schemas.manifest import StoredFile
@@ -48,10 +49,26 @@ class Corrections:
         kept = self.table.select(["image_id", "etag", "bytes_sha256"])
         return kept.append_column("fingerprint", pa.array(prints, pa.string()))
 
-    def rows(self, image_ids: Collection[str], names: Sequence[str], run_id: str) -> pa.Table:
-        """Return rows of ANNOTATED under these class names."""
-        chosen = pc.is_in(self.table["image_id"], pa.array(list(image_ids), pa.string()))
-        rows = [_row(one, names, run_id) for one in self.table.filter(chosen).to_pylist()]
+    @property
+    def drawn_on(self) -> list[Uncorrected]:
+        """The images as they were when they were corrected."""
+        identity = self.table.select(["image_id", "uri", "etag"]).to_pylist()
+        return [Uncorrected(**one, drawn_on=one["image_id"]) for one in identity]
+
+    def rows(self, images: Sequence[Uncorrected], names: Sequence[str], run_id: str) -> pa.Table:
+        """Return rows of ANNOTATED for the images, under these class names."""
+        drawn_on = pa.array([image.drawn_on for image in images], pa.string())
+        drawn = self.table.take(pc.index_in(drawn_on, self.table["image_id"].combine_chunks()))
+        # A file that was touched, copied or moved is not quite the one that was corrected.
+        rows = [
+            {
+                **_row(correction, names, run_id),
+                "image_id": image.image_id,
+                "uri": image.uri,
+                "etag": image.etag,
+            }
+            for image, correction in zip(images, drawn.to_pylist(), strict=True)
+        ]
         return table_from_rows(rows, ANNOTATED)
 
 

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from pipeline.files import create_bytes, list_files, read_bytes
-from pipeline.storage import hide_secrets, open_store
+from pipeline.files import create_bytes, list_files, open_parts, read_bytes
+from pipeline.storage import hide_secrets, open_store, store_errors
 from schemas.annotation import SCHEMA_VERSION
 from schemas.errors import OutputError, PublicationError
 from schemas.manifest import Manifest
@@ -75,10 +75,16 @@ def read_manifest(dataset: str, version: int | None = None) -> Manifest:
 def read_rows(
     dataset: str, manifest: Manifest, columns: Sequence[str] | None = None, batch_rows: int = 256
 ) -> Iterator[pa.Table]:
-    """Yield the rows of a version in tables of at most `batch_rows`, file by file."""
+    """Yield the rows of a version in tables of at most `batch_rows`, file by file.
+
+    Raises OutputError where a file cannot be read.
+    """
     fs, root = open_store(dataset, OutputError)
     for part in manifest.images:
-        with fs.open(f"{root}/{part.path}", "rb") as file:
+        with (
+            store_errors(f"read {part.path} of", dataset, OutputError),
+            open_parts(fs, f"{root}/{part.path}") as file,
+        ):
             for batch in pq.ParquetFile(file).iter_batches(batch_rows, columns=columns):
                 yield pa.Table.from_batches([batch])
 

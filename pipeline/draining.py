@@ -6,6 +6,7 @@ import time
 import ray
 from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
 
+from pipeline.cluster_token import use_token
 from schemas.errors import SettingsError
 
 
@@ -15,6 +16,7 @@ def drain_this_machine(address: str, reason: str, seconds: float) -> str:
     Tasks that run go on; Ray counts the deaths of actors there as nobody's fault. Raises
     SettingsError where no Ray runs on this machine, or the cluster refuses.
     """
+    use_token()
     try:
         # A driver joins a cluster through the node of its own machine.
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

@@ -55,6 +55,7 @@ class FetchSettings:
     max_bytes: int
     attempts: int
     web: WebAccess
+    kept_bytes: int = 0  # of row groups of Parquet files, for images asked for in any order
 
     @classmethod
     def of(cls, settings: RemoteSettings, max_bytes: int) -> Self:
@@ -189,7 +190,7 @@ def _fetch_once(requests: Sequence[Request], settings: FetchSettings) -> list[by
         fs, path = places[0][1].fs, places[0][1].path
         cells = [place.where for _, place in places if isinstance(place.where, Cell)]
         if cells:
-            read = read_cells(fs, path, cells)
+            read = read_cells(fs, path, cells, settings.kept_bytes)
             for (index, _), result in zip(places, read, strict=True):
                 results[index] = result
             continue

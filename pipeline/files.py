@@ -31,6 +31,7 @@ _LONGEST_WAIT_S: Final = 10.0
 _FINAL: Final = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError)
 _FINAL_NUMBERS: Final = (errno.EINVAL, errno.EISDIR, errno.ENOSPC, errno.EDQUOT)
 _THREADS: Final = 16
+_AHEAD_BYTES: Final = 2**16
 
 T = TypeVar("T")
 
@@ -48,11 +49,22 @@ def read_with(dataset: str, path: str, read: Callable[[BinaryIO], T]) -> T:
     fs, root = open_store(dataset, OutputError)
 
     def attempt() -> T:
-        with fs.open(f"{root}/{path}", "rb") as stream:
+        with open_parts(fs, f"{root}/{path}") as stream:
             return read(stream)
 
     with _errors(f"read {path} of", dataset):
         return _retried(fs, attempt)
+
+
+def open_parts(
+    fs: fsspec.AbstractFileSystem, path: str, ahead_bytes: int = _AHEAD_BYTES
+) -> BinaryIO:
+    """Open a file to read parts of it, each in one request that reads a little further.
+
+    Of themselves stores read megabytes further: S3 50 MiB, more than all that is asked for.
+    """
+    opened: BinaryIO = fs.open(path, "rb", block_size=ahead_bytes, cache_type="readahead")
+    return opened
 
 
 def write_bytes(dataset: str, path: str, data: bytes) -> None:
@@ -61,7 +73,8 @@ def write_bytes(dataset: str, path: str, data: bytes) -> None:
     target = f"{root}/{path}"
     with _errors("write to", dataset):
         if isinstance(fs, LocalFileSystem):
-            os.replace(_write_draft(target, data), target)
+            with _draft(target, data) as draft:
+                os.replace(draft, target)
         else:
             _retried(fs, lambda: fs.pipe_file(target, data))
 
@@ -111,9 +124,21 @@ def create_bytes(dataset: str, path: str, data: bytes) -> bool:
                 _link(target, data)
             else:
                 _retried(fs, lambda: fs.pipe_file(target, data, mode="create"))
-        except FileExistsError:
+        except OSError as error:
+            if not _says_that_it_exists(error):
+                raise
             return read_bytes(dataset, path) == data
     return True
+
+
+def _says_that_it_exists(error: OSError) -> bool:
+    """Say whether a store refused to create a file because there is one."""
+    if isinstance(error, FileExistsError):
+        return True
+    # s3fs knows this refusal by a field of the answer that AWS sends, and MinIO does not.
+    response = getattr(error.__cause__, "response", None)
+    refusal = response.get("Error", {}) if isinstance(response, dict) else {}
+    return refusal.get("Code") in ("PreconditionFailed", "412")
 
 
 @dataclass(frozen=True)
@@ -212,11 +237,8 @@ def _is_trouble(error: BaseException) -> bool:
 
 
 def _link(target: str, data: bytes) -> None:
-    draft = _write_draft(target, data)
-    try:
+    with _draft(target, data) as draft:
         os.link(draft, target)  # unlike a rename, a link never replaces
-    finally:
-        os.unlink(draft)
     folder = os.open(os.path.dirname(target), os.O_RDONLY)
     try:
         os.fsync(folder)  # or the name might not outlive a power failure that its reader saw
@@ -224,11 +246,17 @@ def _link(target: str, data: bytes) -> None:
         os.close(folder)
 
 
-def _write_draft(target: str, data: bytes) -> str:
+@contextmanager
+def _draft(target: str, data: bytes) -> Iterator[str]:
+    """Write a draft beside `target`; what of it is left after the block vanishes."""
     os.makedirs(os.path.dirname(target), exist_ok=True)
     draft = f"{target}.{uuid.uuid4().hex}{DRAFT_SUFFIX}"
-    with open(draft, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return draft
+    try:
+        with open(draft, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield draft
+    finally:  # half a draft too: on a full disk it would take the last bytes
+        with suppress(FileNotFoundError):
+            os.unlink(draft)

@@ -24,6 +24,9 @@ LOGIT_SCALE: Final = 100.0
 # and comes from memory that the process already has. A GPU wants fewer and larger tiles.
 TILE_FLOATS: Final = 2**19
 _TIMES_ON_GPU: Final = 128
+# Of the masks of a tile before they are resized, which are larger only where the original is small:
+# at up to half the resized size they are made at once.
+_TIMES_OF_MASKS: Final = 4
 
 _FEW_CLASSES: Final = 32  # are multiplied faster than it is found out which of them contend
 
@@ -219,13 +222,22 @@ class _ResizedMasks:
 
     def rows(self, rows: slice) -> Tensor:
         """Return some rows of every mask (T, W, Q)."""
-        needed = self.down.needed(rows)
         masks = self.masks
-        masks_HWQ = masks.rows(needed) if isinstance(masks, SoftMasks) else masks[needed]
-        return resize_rows(masks_HWQ, self.down.within(rows), self.across)
+        needed = self.down.needed(rows)
+        if not isinstance(masks, SoftMasks):
+            return resize_rows(masks[needed], self.down.within(rows), self.across)
+        reached = (needed.stop - needed.start) * masks.size[1] * len(masks.logits_Qhw)
+        floats_per_row = reached // (rows.stop - rows.start) // _TIMES_OF_MASKS
+        count = rows_per_tile(floats_per_row, masks.logits_Qhw.device)
+        parts = []
+        for top in range(rows.start, rows.stop, count):
+            part = slice(top, min(top + count, rows.stop))
+            masks_HWQ = masks.rows(self.down.needed(part), among=needed)
+            parts.append(resize_rows(masks_HWQ, self.down.within(part), self.across))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def rows_per_tile(floats_per_row: int, device: torch.device) -> int:
     """Return how many rows of the original image a tile holds; at least 1."""
     budget = TILE_FLOATS * (1 if device.type == "cpu" else _TIMES_ON_GPU)
-    return max(1, budget // floats_per_row)
+    return max(1, budget // max(1, floats_per_row))

@@ -30,6 +30,7 @@ from pipeline.files import (
 )
 from pipeline.storage import hide_secrets
 from schemas.errors import LockedError, SegmillError
+from schemas.runs import ANNOTATE
 
 LOCKS: Final = "_lock"
 _WATCH_EVERY_S: Final = 0.5
@@ -43,9 +44,11 @@ class Holder(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     run_id: str
+    command: str = ANNOTATE
     host: str
     process: str  # of this boot and process space; the same only on the holder's own machine
     pid: int
+    started: int = 0  # when the process did, in the kernel's ticks since the boot; 0 if unknown
     since: float  # seconds since 1970, for people
     ttl_s: float
     beat: int = 0
@@ -83,14 +86,16 @@ def read_lock(dataset: str) -> Held | None:
 class DatasetLock:
     """Holds a dataset for a run, from entering the context to leaving it."""
 
-    def __init__(self, dataset: str, run_id: str, ttl_s: float) -> None:
+    def __init__(self, dataset: str, run_id: str, ttl_s: float, command: str = ANNOTATE) -> None:
         self.number = 0
         self._dataset = dataset
         self._holder = Holder(
             run_id=run_id,
+            command=command,
             host=socket.gethostname(),
             process=_process_space(),
             pid=os.getpid(),
+            started=_started(os.getpid()),
             since=time.time(),
             ttl_s=ttl_s,
         )
@@ -226,14 +231,14 @@ def _has_died(holder: Holder) -> bool:
         return True
     except PermissionError:
         return False
-    # The number may have been given to a later process.
-    started = time.time() - _age_s(holder.pid)
-    return started > holder.since + 5.0
+    # The number may have been given to a later process; a clock that is set tells nothing of that.
+    return holder.started != 0 and _started(holder.pid) != holder.started
 
 
-def _age_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    if fields[0] == "Z":
-        return -float("inf")  # ended, only not yet collected by its parent
-    uptime = float(Path("/proc/uptime").read_text().split()[0])
-    return uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+def _started(pid: int) -> int:
+    """Return when a process started, in the kernel's ticks since the boot; 0 if it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] == "Z" else int(fields[19])  # Z: not yet collected by its parent

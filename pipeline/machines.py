@@ -39,7 +39,7 @@ class Device:
         must be said while no machine with one is there.
         """
         offered = _offered()
-        is_open = _config() is None and has_autoscaler()
+        is_open = grows_untold()
         if num_gpus is None:
             if is_open and not offered.get("GPU") and not accelerator:
                 raise SettingsError(
@@ -49,6 +49,18 @@ class Device:
             num_gpus = 1.0 if offered.get("GPU", 0) or (is_open and accelerator) else 0.0
             if offered.get("GPU", 0) and _is_only_gpu():
                 num_gpus = 0.5
+        most = offered.get("GPU", 0)
+        if num_gpus > most:
+            if not is_open:
+                raise SettingsError(
+                    f"an actor takes {num_gpus:g} of a machine's GPUs, and no machine of the "
+                    f"cluster has more than {most:g}, nor would one of its autoscaler: take no "
+                    "more (propose_gpus and classify_gpus; 0: none)"
+                )
+            logger.warning(
+                "no machine has %g GPUs yet: waiting for the autoscaler (now at most %g)",
+                num_gpus, most,
+            )  # fmt: skip
         kinds = [f"{_ACCELERATOR}{accelerator}"] if accelerator else []
         for name in [*resources, *kinds]:
             if offered.get(name, 0) >= resources.get(name, _ANY_CARD):
@@ -69,6 +81,27 @@ class Device:
         """What Ray calls it."""
         kind = {"accelerator_type": self.accelerator} if self.accelerator else {}
         return {"num_gpus": self.num_gpus, "resources": dict(self.resources), **kind}
+
+
+def gpus_of_workers(workers: int) -> float:
+    """Return the GPUs of each worker of a training: 1 where the connected cluster has any, else 0.
+
+    Raises SettingsError for fewer GPUs than workers, which would be waited for, and where an
+    autoscaler does not tell what it could add.
+    """
+    has_gpus = _offered().get("GPU", 0) > 0
+    if grows_untold():
+        if not has_gpus:
+            raise SettingsError(
+                "the cluster's autoscaler may add machines, and none with a GPU is there yet: "
+                "give gpus_per_worker (0: none)"
+            )
+    elif 0 < (gpus := offer([])[0].gpus) < workers:
+        raise SettingsError(
+            f"{workers} workers take a GPU each, the cluster has {gpus:g}: lower workers, or give "
+            "gpus_per_worker (0: none)"
+        )
+    return float(has_gpus)
 
 
 def offer(devices: Sequence[Device]) -> tuple[Offer, list[int | None]]:
@@ -113,6 +146,11 @@ def has_autoscaler() -> bool:
     reply = ray._private.worker.global_worker.gcs_client.get_cluster_status()
     state = GetClusterStatusReply.FromString(reply).autoscaling_state
     return bool(state.autoscaler_state_version)
+
+
+def grows_untold() -> bool:
+    """Say whether the connected cluster has an autoscaler that does not tell what it could add."""
+    return _config() is None and has_autoscaler()
 
 
 def _is_only_gpu() -> bool:

@@ -94,10 +94,17 @@ class SoftMasks:
         """Return how many columns of the grid the image reaches; what follows is padding."""
         return int(self._across[1][self.size[1] - 1]) + 1
 
-    def rows(self, rows: slice) -> Tensor:
-        """Return some rows of every mask, the masks last (T, W, Q)."""
+    def rows(self, rows: slice, among: slice | None = None) -> Tensor:
+        """Return some rows of every mask, the masks last (T, W, Q).
+
+        They are the same to the last bit, for which the order of the axes counts, as if all rows
+        `among` which they are had been made at once.
+        """
         across = [tap[: self.size[1]] for tap in self._across]
-        return resize_rows(self.nodes(rows), self._row_taps.within(rows), across).sigmoid_()
+        down, among = self._row_taps.within(rows), among or rows
+        nodes = self._row_taps.needed(among)
+        columns_first = among.stop - among.start > nodes.stop - nodes.start
+        return resize_rows(self.nodes(rows), down, across, columns_first).sigmoid_()
 
     def rows_of(self, proposals_R: Tensor, rows_R: Tensor, columns: slice) -> Tensor:
         """Return some columns of rows (R, W), each row of the proposal beside it."""

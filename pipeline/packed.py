@@ -7,7 +7,7 @@ Each has a URI of its own, the file's and a fragment by which it is read again w
 
 Numbers have one width, so that the order of URIs is that of the file. A member of a tar
 is a range of its bytes. Of a Parquet file a whole row group is read, and kept for the rows that
-come next: the planner hands them out in order.
+come next: whoever asks for many should ask in that order, or have more row groups kept.
 """
 
 import re
@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
+from threading import Lock
 from typing import BinaryIO, Final
 
 import fsspec
@@ -69,6 +70,11 @@ def split_member(uri: str) -> tuple[str, Range | Cell | None]:
     if found := _CELL.fullmatch(uri):
         return found[1], Cell(int(found[2]), found[3])
     return uri, None
+
+
+def is_cell(uri: str) -> bool:
+    """Say whether an image is in a Parquet file, of which a whole row group is read for it."""
+    return "#row=" in uri and isinstance(split_member(uri)[1], Cell)
 
 
 def is_packed(path: str) -> bool:
@@ -176,18 +182,26 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def read_cells(
-    fs: fsspec.AbstractFileSystem, path: str, cells: Sequence[Cell]
+    fs: fsspec.AbstractFileSystem, path: str, cells: Sequence[Cell], kept_bytes: int
 ) -> list[bytes | Exception]:
-    """Return the bytes of images of one Parquet file."""
+    """Return the bytes of images of one Parquet file.
+
+    The row group read last is kept, and earlier ones that with it weigh at most `kept_bytes`.
+    """
     try:
         content = str(fs.ukey(path))  # changes with size, time and etag of the file
     except Exception as error:  # of the store
         return [error] * len(cells)
-    return [_read_cell(fs, path, content, cell) for cell in cells]
+    results: list[bytes | Exception] = [b""] * len(cells)
+    for index in sorted(
+        range(len(cells)), key=lambda index: (cells[index].column, cells[index].row)
+    ):
+        results[index] = _read_cell(fs, path, content, cells[index], kept_bytes)
+    return results
 
 
 def _read_cell(
-    fs: fsspec.AbstractFileSystem, path: str, content: str, cell: Cell
+    fs: fsspec.AbstractFileSystem, path: str, content: str, cell: Cell, kept_bytes: int
 ) -> bytes | Exception:
     try:
         ends = _row_group_ends(fs, path, content)
@@ -195,7 +209,7 @@ def _read_cell(
         if group is None:
             return FileNotFoundError(f"the file has {ends[-1] if ends else 0} rows")
         first = ends[group - 1] if group else 0
-        images = _images(fs, path, content, group, cell.column)
+        images = _row_groups.find(_RowGroup(fs, path, content, group, cell.column), kept_bytes)
         value: bytes | None = images[cell.row - first].as_py()
     except Exception as error:  # of the store, or of a damaged file
         return error
@@ -212,26 +226,65 @@ def _row_group_ends(fs: fsspec.AbstractFileSystem, path: str, content: str) -> t
     return tuple(accumulate(metadata.row_group(number).num_rows for number in groups))
 
 
-@lru_cache(maxsize=1)
-def _images(
-    fs: fsspec.AbstractFileSystem, path: str, content: str, group: int, column: str
-) -> pa.ChunkedArray:
-    with fs.open(path, "rb") as stream:
-        file = pq.ParquetFile(stream)
-        leaf = _leaf(file.schema_arrow.field(column).type)
-        if leaf is None:
-            raise ValueError(f"column {column!r} holds no images")
-        name = f"{column}.{leaf}" if leaf else column
-        chunks = file.metadata.row_group(group)
-        size = sum(
-            chunks.column(number).total_uncompressed_size
-            for number in range(chunks.num_columns)
-            if chunks.column(number).path_in_schema == name
-        )
-        if size > _MAX_ROW_GROUP_BYTES:
-            raise ValueError(
-                f"row group {group} has {size} bytes of images; at most {_MAX_ROW_GROUP_BYTES} "
-                "are read at once: write the file in smaller row groups"
+@dataclass(frozen=True)
+class _RowGroup:
+    """One column of images of a row group."""
+
+    fs: fsspec.AbstractFileSystem
+    path: str
+    content: str
+    number: int
+    column: str
+
+
+class _RowGroups:
+    """The row groups that were used last."""
+
+    def __init__(self) -> None:
+        self._kept: dict[_RowGroup, pa.ChunkedArray] = {}  # the one used last is the last
+        self._lock = Lock()
+
+    def find(self, group: _RowGroup, kept_bytes: int) -> pa.ChunkedArray:
+        """Return the images of a row group, read if it is not kept."""
+        with self._lock:
+            images = self._kept.pop(group, None)
+            if images is not None:
+                self._kept[group] = images
+                return images
+        images = self._read(group, kept_bytes)
+        with self._lock:
+            self._kept[group] = images
+        return images
+
+    def _read(self, group: _RowGroup, kept_bytes: int) -> pa.ChunkedArray:
+        column = group.column
+        with group.fs.open(group.path, "rb") as stream:
+            file = pq.ParquetFile(stream)
+            leaf = _leaf(file.schema_arrow.field(column).type)
+            if leaf is None:
+                raise ValueError(f"column {column!r} holds no images")
+            name = f"{column}.{leaf}" if leaf else column
+            chunks = file.metadata.row_group(group.number)
+            size = sum(
+                chunks.column(number).total_uncompressed_size
+                for number in range(chunks.num_columns)
+                if chunks.column(number).path_in_schema == name
             )
-        images = file.read_row_group(group, columns=[name])[column]
-    return pc.struct_field(images, leaf) if leaf else images
+            if size > _MAX_ROW_GROUP_BYTES:
+                raise ValueError(
+                    f"row group {group.number} has {size} bytes of images; at most "
+                    f"{_MAX_ROW_GROUP_BYTES} are read at once: write the file in smaller row groups"
+                )
+            self._make_room(kept_bytes - size)
+            images = file.read_row_group(group.number, columns=[name])[column]
+        return pc.struct_field(images, leaf) if leaf else images
+
+    def _make_room(self, room: int) -> None:
+        """Forget what was used longest ago, until the rest weighs no more than `room`."""
+        with self._lock:
+            weight = sum(images.nbytes for images in self._kept.values())
+            while self._kept and weight > room:
+                weight -= self._kept.pop(next(iter(self._kept))).nbytes
+
+
+_row_groups: Final = _RowGroups()  # of this process

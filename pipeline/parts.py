@@ -8,7 +8,7 @@ it was cut short is not done again.
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Final
@@ -17,14 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.files import (
-    delete_files,
-    in_parallel,
-    list_files,
-    read_bytes,
-    read_with,
-    write_bytes,
-)
+from pipeline.files import in_parallel, list_files, read_bytes, read_with, write_bytes
 from schemas.annotation import (
     ANNOTATED,
     CORRECTIONS,
@@ -50,10 +43,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Share:
-    """Some rows of a file, by image_id; None takes all."""
+    """Some rows of a file, by image_id."""
 
     path: str
-    image_ids: frozenset[str] | None = None
+    image_ids: frozenset[str] | None = None  # None: all
+    without: frozenset[str] = frozenset()  # of these
 
 
 def write_part(dataset: str, run_id: str, rows: pa.Table) -> Part:
@@ -115,6 +109,9 @@ def merge_images(dataset: str, run_id: str, shares: Sequence[Share]) -> DataFile
         table = read_table(dataset, share.path, ANNOTATED)
         if share.image_ids is not None:
             table = table.filter(pc.is_in(table["image_id"], pa.array(share.image_ids)))
+        if share.without:
+            left_out = pc.is_in(table["image_id"], pa.array(share.without))
+            table = table.filter(pc.invert(left_out))
         tables.append(table)
     merged = pa.concat_tables(tables)
     ids = merged["image_id"].combine_chunks()
@@ -162,13 +159,6 @@ def _read_record(dataset: str, path: str) -> Part | None:
         # Gone since it was listed, or of another layout: its rows are done again.
         logger.warning("passed over the record %s: %s", path, error)
         return None
-
-
-def forget_parts(dataset: str, parts: Mapping[str, Part], published: Collection[str]) -> None:
-    """Delete records and, after them, their files, but for those that a version names."""
-    delete_files(dataset, list(parts))
-    files = {path for part in parts.values() for path in part.paths}
-    delete_files(dataset, sorted(files - set(published)))
 
 
 def _write_embeddings(dataset: str, run_id: str, rows: pa.Table) -> EmbeddingsFile:

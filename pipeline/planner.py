@@ -6,12 +6,14 @@ which spills to disk where they outgrow its memory, so that neither is ever whol
 A row is done when its image is in the inventory with the same etag and its fingerprint is of today.
 Compact embeddings, and labels made from them, count only for who asks for compact ones. Of an image
 that a person has corrected, and that has the same content still, the corrected row alone is done:
-the same etag, or under another one the same bytes, as a finished row tells.
+the same etag, or under another one or another uri the same bytes, as a finished row tells.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain, groupby
+from operator import itemgetter
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
@@ -33,11 +35,12 @@ RETRIED_CODES: Final = ("unavailable",)
 Origin = Literal["published", "adopted", "own"]
 
 _FILES_AT_ONCE: Final = 32
+_ROWS_AT_ONCE: Final = 8192  # out of the database
 
 _TABLES: Final = """
 create table listed (image_id varchar, uri varchar, etag varchar, size_bytes bigint);
 create table corrected (image_id varchar, etag varchar, fingerprint varchar, bytes_sha256 varchar,
-                        counts boolean);
+                        drawn_on varchar, counts boolean);
 create table rows (file integer, image_id varchar, etag varchar, fresh boolean, embeds boolean);
 create table embedded (file integer, row_group integer, image_id varchar, etag varchar,
                        is_current boolean, relabels boolean, reclassifies boolean);
@@ -67,6 +70,16 @@ class Preview:
     sample: pa.Table  # INVENTORY
 
 
+@dataclass(frozen=True)
+class Uncorrected:
+    """An image whose corrected row is still to be made."""
+
+    image_id: str
+    uri: str
+    etag: str | None
+    drawn_on: str  # the image_id of its correction: another one where it was moved since
+
+
 @dataclass
 class Outcome:
     """The files of the next version: some as they are, some to be merged into new ones."""
@@ -88,7 +101,9 @@ class Planner:
         self._today = fingerprints
         self._keeps = keeps  # the embeddings that the run is asked to keep
         self._open = ExitStack()
-        self._database = self._open.enter_context(scratch_database("plan", memory_mb, threads))
+        self._database = self._open.enter_context(
+            scratch_database("plan", memory_mb, threads, setting="plan_memory_mb")
+        )
         for statement in _TABLES.split(";"):
             self._database.execute(statement)
         self._files: list[DataFile] = []
@@ -130,19 +145,20 @@ class Planner:
         """
         self._insert(
             "corrected",
-            "select k.image_id, k.etag, k.fingerprint, k.bytes_sha256, "
-            f"coalesce({_SAME_CONTENT}, false) from arriving k join inventory i using (image_id)",
+            "select k.image_id, k.etag, k.fingerprint, k.bytes_sha256, k.image_id, "
+            f"i.image_id is not null and coalesce({_SAME_CONTENT}, false) "
+            "from arriving k left join inventory i using (image_id)",
             corrections,
         )
 
-    def uncorrected(self) -> dict[str, str | None]:
-        """Return the images whose corrected rows are still to be made, and the etags of these."""
+    def uncorrected(self) -> list[Uncorrected]:
+        """Return the images whose corrected rows are still to be made."""
         found = self._database.execute(
-            "select image_id, coalesce(i.etag, c.etag) from corrected c "
+            "select image_id, i.uri, coalesce(i.etag, c.etag), c.drawn_on from corrected c "
             "join inventory i using (image_id) where c.counts and not exists (from rows k "
             f"where k.image_id = c.image_id and k.fresh and {_SAME_CONTENT}) order by image_id"
         ).fetchall()
-        return dict(found)
+        return [Uncorrected(*row) for row in found]
 
     @property
     def images(self) -> int:
@@ -167,7 +183,9 @@ class Planner:
         first = len(self._files)
         self._files += files
         columns = ["image_id", "etag", "fingerprint", "status", "annotator", "error"]
-        touched = self._number("select count(*) from corrected where not counts")
+        touched = self._number(
+            "select count(*) from corrected where not counts and bytes_sha256 is not null"
+        )
         columns += ["bytes_sha256"] * bool(touched)
         given_up = _given_up(() if origin == "own" else retried)  # this run has tried its own
         for number, table in _read_many(dataset, [file.path for file in files], columns):
@@ -183,13 +201,19 @@ class Planner:
             self._add_embeddings(first + number, table)
 
     def _recognise(self, table: pa.Table) -> None:
-        """Let corrections count whose images have other etags, but by these rows the same bytes."""
+        """Let corrections count that by these rows are of the same bytes as an image.
+
+        It is the image that was corrected, under another etag, or one under another uri: of a tar
+        that was packed anew all images have others.
+        """
         self._database.register("arriving", table.select(["image_id", "etag", "bytes_sha256"]))
         found = self._database.execute(
-            "update corrected c set counts = true "
-            "from arriving a join inventory i on i.image_id = a.image_id and i.etag = a.etag "
-            "where c.image_id = a.image_id and c.bytes_sha256 = a.bytes_sha256 and not c.counts "
-            "returning c.image_id"
+            "insert into corrected select distinct on (k.image_id) "
+            "k.image_id, k.etag, c.fingerprint, c.bytes_sha256, c.drawn_on, true "
+            f"from arriving k join inventory i on i.image_id = k.image_id and {_SAME_CONTENT} "
+            "join corrected c on c.bytes_sha256 = k.bytes_sha256 and not c.counts "
+            "where not exists (from corrected o where o.image_id = k.image_id and o.counts) "
+            "order by k.image_id, c.drawn_on = k.image_id desc, c.drawn_on returning image_id"
         ).fetchall()
         self._database.unregister("arriving")
         if found:  # what a model made of such an image is not done any more
@@ -277,28 +301,42 @@ class Planner:
 
     def _compare(self) -> None:
         self._choose()
-        self._database.execute(
-            "create or replace table recalled as "
-            "select i.image_id, max_by(k.file, (k.relabels, k.file)) file, "
-            "max_by(k.row_group, (k.relabels, k.file)) row_group, max(k.relabels) relabels "
+        self._create(
+            "recalled",
+            "select i.image_id, k.file, k.row_group, k.relabels, "
+            "(k.relabels, k.reclassifies, k.file) rank "  # exact embeddings before compact ones
             "from inventory i join embedded k using (image_id) "
             # Pixels that are fetched again must be those of the stored proposals.
             f"where (k.relabels and {_SAME_CONTENT} or k.reclassifies and k.etag = i.etag) "
-            "and not exists (from winner w where w.image_id = i.image_id) group by i.image_id"
+            "and not exists (from winner w where w.image_id = i.image_id)",
+            "max_by(file, rank) file, max_by(row_group, rank) row_group, max(relabels) relabels",
         )
 
     def _choose(self) -> None:
-        stored = "true"
-        if self._keeps:
-            stored = (
-                "(not k.embeds or exists (from embedded e where e.image_id = k.image_id "
-                "and e.relabels and e.etag is not distinct from k.etag))"
-            )
-        self._database.execute(
-            "create or replace table winner as select i.image_id, max(k.file) file "
-            "from inventory i join rows k using (image_id) "
-            f"where k.fresh and {_SAME_CONTENT} and {stored} group by i.image_id"
+        unstored = (
+            "k.embeds and not exists (from embedded e where e.image_id = k.image_id "
+            "and e.relabels and e.etag is not distinct from k.etag)"
         )
+        self._create(
+            "winner",
+            "select i.image_id, k.file, k.etag, k.embeds from inventory i "
+            f"join rows k using (image_id) where k.fresh and {_SAME_CONTENT}",
+            "max(file) file",
+            unless=unstored if self._keeps else "false",
+        )
+
+    def _create(self, name: str, joined: str, chosen: str, unless: str = "false") -> None:
+        """Create a table of what is chosen for each image of a join, whose rows are `k`.
+
+        One step a statement: those of one share the memory, and DuckDB fails where it should spill.
+        """
+        self._database.execute(f"create or replace table joined as {joined}")
+        self._database.execute(f"delete from joined k where {unless}")
+        self._database.execute(
+            f"create or replace table {name} as select image_id, {chosen} from joined "
+            "group by image_id"
+        )
+        self._database.execute("drop table joined")
 
     def _fetch_units(self, dataset: str, run_id: str) -> Units:
         done = self._number("select count(*) from winner")
@@ -314,23 +352,31 @@ class Planner:
         return [self._signatures.get(image_id) for image_id in image_ids]
 
     def _recall_units(self, *, relabels: bool) -> Units:
+        # Sorted, not as lists: these DuckDB does not spill.
         found = self._database.execute(
-            "select file, row_group, list(image_id) from recalled where relabels = $relabels "
-            "group by all order by all",
+            "select file, row_group, image_id from recalled where relabels = $relabels "
+            "order by all",
             {"relabels": relabels},
-        ).fetchall()
-        units = [
-            {
-                "path": self._embeddings[file].path,
-                "row_group": group,
-                "image_ids": sorted(ids),
-                # To label again takes no pixels, so that nothing has to be opened.
-                "signatures": None if relabels else self._signatures_of(sorted(ids)),
-            }
-            for file, group, ids in found
-        ]
-        table = pa.Table.from_pylist(units, schema=UNITS)
-        return Units(table, sum(len(ids) for _, _, ids in found))
+        )
+        rows = chain.from_iterable(iter(lambda: found.fetchmany(_ROWS_AT_ONCE), []))
+        units, images = [], 0
+        for (number, group), taken in groupby(rows, itemgetter(0, 1)):
+            ids = [image_id for _, _, image_id in taken]
+            images += len(ids)
+            file = self._embeddings[number]
+            in_group = min(file.rows_per_group, file.rows - group * file.rows_per_group)
+            # To label again takes no pixels, so that nothing has to be opened.
+            signatures = None if relabels else self._signatures_of(ids)
+            named = signatures is not None or len(ids) < in_group
+            units.append(
+                {
+                    "path": file.path,
+                    "row_group": group,
+                    "image_ids": ids if named else None,
+                    "signatures": signatures,
+                }
+            )
+        return Units(pa.Table.from_pylist(units, schema=UNITS), images)
 
     def outcome(self, rows_per_file: int) -> Outcome:
         """Return the files of the next version; call it when nothing is left.
@@ -353,17 +399,23 @@ class Planner:
             if len(group) == 1 and group[0][2]:
                 outcome.kept.append(self._files[group[0][0]])
             else:
-                outcome.merges.append([self._share(number, whole) for number, _, whole in group])
+                outcome.merges.append([self._share(number, count) for number, count, _ in group])
         return outcome
 
-    def _share(self, number: int, whole: bool) -> Share:
-        path = self._files[number].path
-        if whole:
-            return Share(path)
-        rows = self._database.execute(
-            "select image_id from winner where file = $file", {"file": number}
-        ).fetchall()
-        return Share(path, frozenset(image_id for (image_id,) in rows))
+    def _share(self, number: int, count: int) -> Share:
+        """Return the rows of a file that count, told by the fewer ids: all shares are held."""
+        file = self._files[number]
+        if count == file.rows:
+            return Share(file.path)
+        taken = "select image_id from winner where file = $file"
+        if count * 2 <= file.rows:
+            return Share(file.path, self._ids(taken, number))
+        left_out = f"select image_id from rows where file = $file except {taken}"
+        return Share(file.path, without=self._ids(left_out, number))
+
+    def _ids(self, query: str, number: int) -> frozenset[str]:
+        found = self._database.execute(query, {"file": number}).fetchall()
+        return frozenset(image_id for (image_id,) in found)
 
     def embeddings(self) -> list[EmbeddingsFile]:
         """Return the files of embeddings of which at least one row is of use."""

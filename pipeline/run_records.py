@@ -15,7 +15,7 @@ from pipeline.secrets import hide_secrets
 from pipeline.storage import describe
 from schemas.errors import SegmillError
 from schemas.meter import RunMeter
-from schemas.runs import Outcome, RunEnd, RunStart
+from schemas.runs import ANNOTATE, Outcome, RunEnd, RunStart
 
 _START: Final = "start.json"
 _END: Final = "end.json"
@@ -33,13 +33,20 @@ class RunRecord:
     start: RunStart | None
     end: RunEnd | None
 
+    @property
+    def command(self) -> str:
+        """The command of Segmill that it ran; `annotate` where neither record can be read."""
+        record = self.end or self.start
+        return record.command if record else ANNOTATE
+
 
 class Recorder:
     """Records start and end of a run in the dataset that it holds; a context around its work."""
 
-    def __init__(self, dataset: str, run_id: str) -> None:
+    def __init__(self, dataset: str, run_id: str, command: str = ANNOTATE) -> None:
         self._dataset = dataset
         self._run_id = run_id
+        self._command = command
         self._started = datetime.now(UTC)
         self._outcome: Outcome = "failed"
         self.version = 0  # the newest one that the run knows of
@@ -51,7 +58,13 @@ class Recorder:
 
     def plan(self, images: int, to_do: int) -> None:
         """Record what the run is about to do, of all images of the source."""
-        start = RunStart(run_id=self._run_id, started=self._started, images=images, to_do=to_do)
+        start = RunStart(
+            run_id=self._run_id,
+            command=self._command,
+            started=self._started,
+            images=images,
+            to_do=to_do,
+        )
         _write(self._dataset, self._run_id, _START, start)
 
     def succeed(self, version: int, *, published: bool) -> None:
@@ -69,6 +82,7 @@ class Recorder:
             self._outcome = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         end = RunEnd(
             run_id=self._run_id,
+            command=self._command,
             started=self._started,
             ended=datetime.now(UTC),
             outcome=self._outcome,

@@ -8,7 +8,7 @@ import logging
 import re
 import tarfile
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -219,24 +219,45 @@ def walk(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[dict[str, Any]]:
     S3 is read page by page; elsewhere the largest directory is what is held at once.
     """
     if isinstance(fs, S3FileSystem):
-        bucket, key, _ = fs.split_path(path)
-        prefix = f"{key.rstrip('/')}/" if key else ""
-        listed = fs._iterdir(bucket, delimiter="", prefix=prefix)
-        # A page at a time: every call into the loop of another thread costs more than a name.
-        while infos := sync(fs.loop, _take, listed, _NAMES_PER_PAGE):
-            # A name that ends so is a marker that consoles make for a folder.
-            yield from (info for info in infos if not info["name"].endswith("/"))
+        # A name that ends so is a marker that consoles make for a folder.
+        yield from (info for info in _pages(fs, path, "") if not info["name"].endswith("/"))
         return
     yield from files_below(fs, path)
 
 
+def _pages(fs: S3FileSystem, path: str, delimiter: str) -> Iterator[dict[str, Any]]:
+    """Yield what S3 lists below a path, to the next delimiter of names, page by page."""
+    bucket, key, _ = fs.split_path(path)
+    prefix = f"{key.rstrip('/')}/" if key else ""
+    listed = fs._iterdir(bucket, delimiter=delimiter, prefix=prefix)
+    # A page at a time: every call into the loop of another thread costs more than a name.
+    while infos := sync(fs.loop, _take, listed, _NAMES_PER_PAGE):
+        yield from infos
+
+
 def _matching(fs: fsspec.AbstractFileSystem, pattern: str) -> Iterator[dict[str, Any]]:
-    """Yield the info of every file that a glob matches."""
+    """Yield the info of every file that a glob matches, as `walk` without holding all of them."""
     folder = _above_glob(fs, pattern)
-    levels = pattern.removeprefix(folder).strip("/").count("/") + 1
-    found = walk(fs, folder) if "**" in pattern else files_below(fs, folder, levels)
     matches = re.compile(glob_translate(pattern)).match
+    if "**" in pattern:
+        found = walk(fs, folder)
+    elif isinstance(fs, S3FileSystem) and folder:
+        found = files_below(fs, folder, _leading(pattern), lambda path: _pages(fs, path, "/"))
+    else:
+        found = files_below(fs, folder, _leading(pattern))
     yield from (info for info in found if matches(info["name"]))
+
+
+def _leading(pattern: str) -> Callable[[str], bool]:
+    """Return what says of a folder whether what a glob without `**` matches may be below it."""
+    parts = pattern.split("/")
+    above = [re.compile(glob_translate("/".join(parts[:end]))) for end in range(len(parts))]
+
+    def leads(folder: str) -> bool:
+        depth = folder.count("/") + 1
+        return depth < len(parts) and above[depth].match(folder) is not None
+
+    return leads
 
 
 def _above_glob(fs: fsspec.AbstractFileSystem, pattern: str) -> str:

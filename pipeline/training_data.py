@@ -26,6 +26,7 @@ from pipeline.exports.records import label_map_of, split_of
 from pipeline.exports.selection import Selection
 from pipeline.files import read_with
 from pipeline.metrics import truth_ignore
+from pipeline.packed import is_cell
 from pipeline.storage import hide_secrets
 from schemas.annotation import LABELLED
 from schemas.errors import TrainingError
@@ -36,13 +37,14 @@ _COLUMNS: Final = (
     "image_id", "uri", "bytes_sha256", "height", "width", "exif_orientation", "status", "segments",
 )  # fmt: skip
 _GROUPS_KEPT: Final = 2  # of rows, per process: one being read, and the one that comes next
+_KEPT_BYTES: Final = 512 * 2**20  # of images in Parquet files, per process
 
 Sample = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """The wanted rows of one row group of a file."""
+    """The wanted rows of one row group of a file, in the order in which their images are read."""
 
     path: str
     group: int
@@ -57,9 +59,12 @@ class SampleReader:
     pictures: Pictures
 
     @classmethod
-    def of(cls, config: TrainingDataConfig, manifest: Manifest) -> "SampleReader":
+    def of(
+        cls, config: TrainingDataConfig, manifest: Manifest, kept_bytes: int = 0
+    ) -> "SampleReader":
         """Read what the settings name; raises SettingsError as an export would."""
-        return cls(Selection.read(manifest.vocabulary, config), Pictures.of(config, manifest))
+        pictures = Pictures.of(config, manifest, kept_bytes)
+        return cls(Selection.read(manifest.vocabulary, config), pictures)
 
     @property
     def ignore(self) -> int:
@@ -79,7 +84,7 @@ class SampleReader:
 
 
 def wanted_groups(config: TrainingDataConfig, manifest: Manifest) -> Iterator[RowGroup]:
-    """Yield the labelled rows of the split, by row group; reads ids alone."""
+    """Yield the labelled rows of the split, by row group; reads ids and uris alone."""
     for file in manifest.images:
         for number, table in enumerate(_ids(config.dataset, file.path)):
             rows = [
@@ -92,13 +97,16 @@ def wanted_groups(config: TrainingDataConfig, manifest: Manifest) -> Iterator[Ro
                 in (None, split_of(image_id, config.val_fraction, config.split_seed))
             ]
             if rows:
+                uris = table["uri"].to_pylist()
+                # Neighbours in a Parquet file together: a whole row group is read for each.
+                rows.sort(key=lambda row: uris[row] if is_cell(uris[row]) else "")
                 yield RowGroup(file.path, number, np.array(rows, np.int32))
 
 
 def _ids(dataset: str, path: str) -> list[pa.Table]:
     def read(stream: Any) -> list[pa.Table]:
         file = pq.ParquetFile(stream)
-        columns = ["image_id", "status"]
+        columns = ["image_id", "status", "uri"]
         return [file.read_row_group(group, columns) for group in range(file.num_row_groups)]
 
     return read_with(dataset, path, read)
@@ -119,9 +127,9 @@ class VersionImages(Dataset[Sample]):
 
     A sample holds `image` (3, H, W) uint8, `labels` (H, W) int64 and `image_id`; pixels of no class
     are `ignore`. `transform` is applied to each sample. Memory: four bytes per image, and two row
-    groups per process. Any order works, but reads a row group per image where there are many;
-    `GroupSampler` does not. Raises TrainingError for an image that changed since it was labelled
-    or cannot be had any more.
+    groups per process; where images are in Parquet files, 512 MiB of those more. Any order works,
+    but reads a row group per image where there are many; `GroupSampler` does not. Raises
+    TrainingError for an image that changed since it was labelled or cannot be had any more.
     """
 
     def __init__(
@@ -129,7 +137,7 @@ class VersionImages(Dataset[Sample]):
     ) -> None:
         manifest = read_manifest(config.dataset, config.version)
         self.version = manifest.version
-        self.reader = SampleReader.of(config, manifest)
+        self.reader = SampleReader.of(config, manifest, _KEPT_BYTES)
         self.groups = tuple(wanted_groups(config, manifest))
         self.starts = np.cumsum([0, *(len(group.rows) for group in self.groups)])
         self._dataset = config.dataset

@@ -1,5 +1,6 @@
 """A local file that is there whole or not at all."""
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -16,14 +17,18 @@ from schemas.errors import OutputError
 def whole_file(path: Path) -> Iterator[TextIO]:
     """Open a draft that takes the place of `path` once it is complete, and vanishes otherwise.
 
-    Raises OutputError when it cannot be written.
+    A link stays one, to the new file; a device or a pipe is written into. Raises OutputError when
+    it cannot be written.
     """
     refuse_unwritable(path)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.draft")
+    target = _linked(path)
+    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}.draft")
+    place = path if _is_stream(path) else draft
     try:
-        with open(draft, "x", encoding="utf-8", newline="\n") as file:
+        with open(place, "w", encoding="utf-8", newline="\n") as file:
             yield file
-        os.replace(draft, path)
+        if place is draft:
+            os.replace(draft, target)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {describe(error)}") from None
     finally:
@@ -36,8 +41,23 @@ def refuse_unwritable(path: Path) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError("it is a directory; name a file")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=path.parent):
+        if _is_stream(path):
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return
+        folder = _linked(path).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise OutputError(f"cannot write {path}: {describe(error)}") from None
+
+
+def _is_stream(path: Path) -> bool:
+    """Say whether `path` is a device or a pipe, which nothing may take the place of."""
+    return path.exists() and not path.is_file()
+
+
+def _linked(path: Path) -> Path:
+    """Return what `path` is a link to, or else itself."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path

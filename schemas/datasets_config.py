@@ -26,8 +26,10 @@ class DatasetsPrepareConfig(Config):
         description="what masks of a folder or Hugging Face data set hold for each class in order; "
         "0,1,2,... if absent",
     )
-    ignore_values: tuple[int, ...] = Field(
-        (255,), description="what such masks hold for pixels of no class"
+    ignore_values: tuple[int, ...] | None = Field(
+        None,
+        description="what such masks hold for pixels of no class; 255 if absent, 65535 from 256 "
+        "classes",
     )
     image_column: str = Field("image", description="column of the images (Hugging Face)")
     mask_column: str | None = Field(

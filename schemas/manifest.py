@@ -99,3 +99,8 @@ class Manifest(_Record):
     config: dict[str, Any]  # resolved settings of the run, without secrets
     models: dict[str, Any]  # what decided the labels: names, sha256 of weights, prompts
     software: dict[str, str]  # versions of the packages that matter
+
+    @property
+    def paths(self) -> set[str]:
+        """Paths of its Parquet files."""
+        return {file.path for file in (*self.images, *self.embeddings, *self.corrections)}

@@ -22,7 +22,7 @@ class StageMeter(_Record):
 
     name: str
     pool: str  # steps of one pool share its workers
-    workers: int
+    workers: int  # where machines came and went, of tasks the mean, rounded up
     worker_s: float  # time of all workers from their readiness to the last write
     images: int
     size_bytes: int  # what it read, handed on, or wrote
@@ -53,7 +53,7 @@ class FlowMeter(_Record):
     images: int
     seconds: float
     start_up_s: float  # before: actors, model loads
-    cores: int
+    cores: int  # where machines came and went, the mean, rounded up
     stages: tuple[StageMeter, ...]  # in their order
 
     @property

@@ -5,13 +5,15 @@ longer its own or no longer renewed.
 """
 
 from datetime import datetime
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from schemas.meter import RunMeter
 
 Outcome = Literal["published", "unchanged", "failed", "interrupted"]
+
+ANNOTATE: Final = "annotate"  # the one command that brings a dataset up to date with its source
 
 
 class _Record(BaseModel):
@@ -23,6 +25,7 @@ class RunStart(_Record):
     """What a run found to do, written before it does any of it."""
 
     run_id: str
+    command: str = ANNOTATE
     started: datetime
     images: int  # of the source
     to_do: int  # of those, not done by any run before
@@ -32,6 +35,7 @@ class RunEnd(_Record):
     """How a run ended; one that found nothing to do has no other record."""
 
     run_id: str
+    command: str = ANNOTATE
     started: datetime
     ended: datetime
     outcome: Outcome

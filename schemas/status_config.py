@@ -12,7 +12,8 @@ class StatusConfig(Config):
     max_age_hours: float | None = Field(
         None,
         gt=0,
-        description="exit with 1 when no run has ended well for so long; if absent age is no fault",
+        description="exit with 1 when no annotation has ended well for so long; if absent age is no"
+        " fault",
     )
     max_bad_fraction: float = Field(
         0.05, ge=0, le=1, description="exit with 1 when more of the images are quarantined"

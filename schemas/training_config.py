@@ -13,10 +13,12 @@ class TrainingDataSettings(Config):
 
     dataset: LocalPath | None = Field(
         None,
-        description="directory with images/SPLIT, masks/SPLIT and vocabulary.yaml, as `segmill "
-        "datasets prepare` writes it",
+        description="directory with images/SPLIT, masks/SPLIT and vocabulary.yaml, or what its "
+        "dataset.json names for the split, as `segmill datasets prepare` writes it",
     )
-    split: str = Field("train", description="which images of `dataset`")
+    split: str = Field(
+        "train", description="which images of `dataset`; train_base: maps of seen classes alone"
+    )
     images: LocalPath | None = Field(
         None, description="directory of images, where there is no dataset"
     )
@@ -26,9 +28,14 @@ class TrainingDataSettings(Config):
     vocabulary: LocalPath | None = Field(
         None,
         description="class names in the order of the labels, with seen flags (without any flag all "
-        "are seen); if absent that of `dataset`",
+        "are seen); if absent that of the split of `dataset`",
     )
-    ignore_label: int = Field(255, ge=1, le=65535, description="label of pixels of no class")
+    ignore_label: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="label of pixels of no class; 255 if absent, 65535 from 256 classes",
+    )
     extensions: tuple[str, ...] = Field(IMAGE_EXTENSIONS, description="file name endings of images")
     max_image_pixels: int = Field(
         100_000_000, gt=0, description="images of more pixels are left out"
@@ -111,7 +118,9 @@ class RecipeSettings(Config):
     learning_rate: float = Field(1e-4, gt=0, description="of the first step; it falls to 0")
     backbone_factor: float = Field(0.1, ge=0, description="on the learning rate of the backbone")
     schedule_power: float = Field(0.9, gt=0, description="of the falling learning rate")
-    weight_decay: float = Field(1e-4, ge=0, description="of all but norms and embeddings")
+    weight_decay: float = Field(
+        1e-4, ge=0, description="of all but norms, embeddings and positions"
+    )
     max_norm: float = Field(0.01, gt=0, description="gradients are clipped to this, as one vector")
     class_weight: float = Field(1.0, ge=0, description="weight of the class loss")
     mask_weight: float = Field(20.0, ge=0, description="weight of the focal loss of masks")

@@ -1,15 +1,19 @@
 """A small published dataset to export: awkward names, a turned photo, holes, ragged borders."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from pipeline import packed
 from pipeline.dataset import publish
 from pipeline.parts import write_images
 from pipeline.segments import decode_label_map, encode_segments
@@ -44,6 +48,35 @@ def publish_ground(folder: Path, files: tuple[str, ...] = FILES, dataset: str = 
     return publish_rows(folder, rows, dataset or str(folder / "labels"))
 
 
+def publish_packed(folder: Path, images: int, row_group_size: int) -> str:
+    """Publish as `publish_ground`, in one file, the labels of images in one Parquet file."""
+    rng = np.random.default_rng(4)
+    rows, contents = [], []
+    for number in range(images):
+        path = folder / f"{number}.png"
+        uri = f"file://{folder}/photos.parquet#row={number:09}/image"
+        rows.append(_row(rng, path, SIZE, False) | {"image_id": image_id(uri), "uri": uri})
+        contents.append(path.read_bytes())
+    table = pa.table({"image": contents})
+    pq.write_table(table, folder / "photos.parquet", row_group_size=row_group_size)
+    return publish_rows(folder, rows, str(folder / "labels"), rows_per_file=images)
+
+
+class ReadRowGroups(list[int]):
+    """The row groups of images that are read, in order, while it is in place."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        read = pq.ParquetFile.read_row_group
+
+        def noting(file: pq.ParquetFile, number: int, columns: list[str]) -> pa.Table:
+            if columns == ["image"]:
+                self.append(number)
+            return read(file, number, columns)
+
+        patch.setattr(pq.ParquetFile, "read_row_group", noting)
+        patch.setattr(packed, "_row_groups", packed._RowGroups())
+
+
 def publish_rows(
     folder: Path, rows: list[dict[str, Any]], dataset: str, rows_per_file: int = 2
 ) -> str:
@@ -66,6 +99,13 @@ def publish_rows(
         ),
     )  # fmt: skip
     return dataset
+
+
+def lower_limits(dataset: str) -> None:
+    """Have the version say that its run took only images smaller than the ones it kept."""
+    path = Path(dataset, "_manifest/v000001.json")
+    limits = {"max_image_bytes": 100, "max_image_pixels": 10, "max_image_frames": 1}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"config": limits}))
 
 
 def ragged_map(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.int64]:

@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.error import URLError
 
+import pytest
+from s3fs import S3File
+
 _START_TIMEOUT_S = 60
 
 
@@ -36,6 +39,20 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def note_fetches(patch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the size of every part of a file asked of S3 from now on."""
+    sizes: list[int] = []
+    fetch = S3File._fetch_range
+
+    def noting(file: S3File, start: int, end: int) -> bytes:
+        sizes.append(end - start)
+        data: bytes = fetch(file, start, end)
+        return data
+
+    patch.setattr(S3File, "_fetch_range", noting)
+    return sizes
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from pipeline.models.maskformer import BackboneConfig
 from pipeline.models.per_pixel import PerPixel, PerPixelConfig
 from pipeline.synthetic import make_scene
 from schemas.annotate_config import AnnotateConfig
+from schemas.errors import OutputError
 from schemas.evaluate_config import EvaluateConfig
 from schemas.export_config import ExportConfig
 from schemas.runs import RunEnd, RunStart
@@ -137,6 +138,35 @@ def test_of_two_runs_that_overlap_the_second_ends_with_3(
     result = status(StatusConfig(dataset=str(tmp_path / "labels"), max_age_hours=1.0))
     assert [run.state for run in result.runs] == ["unchanged", "published"]
     assert (result.finished, result.left, result.problems) == (0, 0, ())
+
+
+@pytest.mark.parametrize(
+    "what", ["jobs.annotation_run.run_flows", "pipeline.dataset.publish",
+             "jobs.annotation_run.recorded_parts"],
+)  # fmt: skip
+def test_a_store_that_fails_in_the_middle_is_no_wrong_setting(
+    scenes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    what: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise OutputError("cannot write to labels: No space left on device")
+
+    output = str(tmp_path / "labels")
+    arguments = ["annotate", str(scenes / "images" / "00[0-1].png"), "--output", output]
+    arguments += ["--vocabulary", str(EMBEDDED_VOCABULARY)]
+    with monkeypatch.context() as patch:
+        patch.setattr(what, fail)
+        assert main(arguments) == 1
+    message = "No space left on device; what was finished is kept: run again to go on"
+    assert message in " ".join(capsys.readouterr().err.split())
+    last = status(StatusConfig(dataset=output)).runs[0]
+    assert last.state == "failed" and str(last.error).endswith(message)
+    assert main(arguments) == 0
+    counted = read_manifest(output)
+    assert (counted.version, counted.counts.labelled) == (1, 2)
 
 
 def test_the_per_pixel_baseline_is_an_option_of_the_same_command(

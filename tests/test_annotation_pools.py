@@ -12,6 +12,7 @@ from pipeline.machines import ANY_MACHINE, Device
 from pipeline.pool_sizes import Offer
 from pipeline.work_units import UNITS, Units
 from schemas.annotate_config import ExecutionSettings
+from schemas.errors import SettingsError
 from schemas.meter import FlowMeter, StageMeter
 
 GPU = Device(num_gpus=1.0)
@@ -19,6 +20,7 @@ GPU = Device(num_gpus=1.0)
 
 def offering(monkeypatch, offer, *rooms):
     monkeypatch.setattr(annotation_pools.machines, "offer", lambda devices: (offer, list(rooms)))
+    monkeypatch.setattr(annotation_pools.machines, "grows_untold", lambda: False)
 
 
 def meter(**service_s):
@@ -71,6 +73,17 @@ def test_what_is_given_stays(monkeypatch):
     assert (pools.actors, measured.actors) == ((4, 4), (4, 8))
     fixed = Pools.at_start(auto(propose_actors=4, classify_actors=3), (GPU, GPU))
     assert fixed.measured(meter(propose=1.0, classify=9.0)) == fixed
+
+
+def test_what_an_autoscaler_does_not_tell_is_not_guessed(monkeypatch):
+    offering(monkeypatch, Offer(0, 0), 0, 0)  # a head alone
+    monkeypatch.setattr(annotation_pools.machines, "grows_untold", lambda: True)
+    with pytest.raises(SettingsError, match="give propose_actors and classify_actors as a number"):
+        Pools.at_start(auto(), (GPU, GPU))
+    with pytest.raises(SettingsError, match="need: give classify_actors as a number"):
+        Pools.at_start(auto(propose_actors=4), (GPU, GPU))
+    given = auto(propose_actors=4, classify_actors=2, classify_batch="auto")
+    assert Pools.at_start(given, (GPU, GPU)).actors == (4, 2)
 
 
 def test_a_long_run_is_probed_on_units_spread_evenly(monkeypatch):

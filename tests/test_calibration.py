@@ -30,6 +30,13 @@ def test_pixels_count_in_the_bin_of_their_segments_score():
     assert found.expected_error() == pytest.approx(expected)
 
 
+def test_too_sure_and_too_unsure_are_both_wrong_and_do_not_make_up_for_each_other():
+    pixels, correct = np.zeros((2, NUM_BINS), np.int64)
+    scores = np.zeros(NUM_BINS)
+    pixels[[0, -1]], correct[[0, -1]], scores[[0, -1]] = 10, 5, (0, 10)
+    assert Calibration(pixels, correct, scores).expected_error() == pytest.approx(0.5)
+
+
 def test_ignored_pixels_and_pixels_without_a_label_count_nowhere():
     found = Calibration.of([segment(0, 0.62), segment(1, 0.98)], PREDICTED, IGNORED, 255)
     assert (found.pixels[19], found.correct[19]) == (3, 3)

@@ -1,5 +1,6 @@
 """The command line: what is printed, and which exit code, when settings are wrong."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -338,6 +339,23 @@ def test_resources_are_given_in_words_or_as_json(monkeypatch: pytest.MonkeyPatch
         config = read_settings("segmill annotate", AnnotateConfig, ["source"], arguments)
         assert config.propose_resources == {"propose": 0.5}
         assert config.classify_resources == {"classify": 1}
+
+
+@pytest.mark.parametrize("value", ["{}", '{"b": 2}'], ids=["none", "other"])
+@pytest.mark.parametrize("by", ["flag", "environment", "flag over environment"])
+def test_resources_of_a_higher_source_replace_those_below(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str, value: str
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("vocabulary: v\noutput: o\naddress: auto\npropose_resources: {a: 1}\n")
+    arguments = ["s", "--config", str(file)]
+    if by != "flag":
+        given = value if by == "environment" else '{"c": 3}'
+        monkeypatch.setenv("SEGMILL_PROPOSE_RESOURCES", given)
+    if by != "environment":
+        arguments += ["--propose-resources", value]
+    config = read_settings("segmill annotate", AnnotateConfig, ["source"], arguments)
+    assert config.propose_resources == json.loads(value)
 
 
 def test_a_preset_is_below_everything_else() -> None:

@@ -2,7 +2,9 @@
 
 import copy
 import json
+import os
 import re
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,6 +189,22 @@ def test_the_code_and_nothing_else_is_sent() -> None:
     packages = re.search(r'include = \["(\w+)\*", "(\w+)\*", "(\w+)\*"\]', project)
     assert packages and set(packages.groups()) < set(mounted)
     assert {"pyproject.toml", "requirements.lock", "README.md", "LICENSE"} < set(mounted)
+
+
+def test_the_setup_installs_the_code_that_was_sent(tmp_path: Path) -> None:
+    """As the shell of a machine reads the line, with a pip that prints what it is told."""
+    (install,) = [command for command in CONFIG["setup_commands"] if "--editable" in command]
+    pip = tmp_path / "venv" / "bin" / "pip"
+    pip.parent.mkdir(parents=True)
+    pip.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    pip.chmod(0o755)
+    told = subprocess.run(
+        ["bash", "-c", install], env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]},
+        capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    code = f"{tmp_path}/segmill"
+    assert told[told.index("--editable") + 1] == f"{code}[cluster]"
+    assert told[told.index("--constraint") + 1] == f"{code}/requirements.lock"
 
 
 def test_no_key_is_in_the_file() -> None:

@@ -86,6 +86,60 @@ def test_ours_is_there_again_after_rays_end():
     assert (ended.returncode, ended.stdout.splitlines()[-1:]) == (7, ["told"]), ended.stderr
 
 
+GPUS = """
+import os, sys
+from functools import partial
+import ray
+from ray.cluster_utils import Cluster
+from pipeline import runtime
+from pipeline.machines import Device
+
+def seen():
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+
+class Actor:
+    def seen(self):
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
+address, head = sys.argv[1], {"num_cpus": 2, "num_gpus": 1, "include_dashboard": False}
+if address == "local":
+    ray.init = partial(ray.init, num_gpus=1)
+else:
+    address = Cluster(initialize_head=True, head_node_args=head).address
+with runtime.cluster(address, 80, 1):
+    for gpus in (0.0, 1.0):
+        device = Device(gpus)
+        print("task", gpus, repr(runtime.run_task(seen, device=device)))
+        actor = ray.remote(**device.options)(Actor).remote()
+        print("actor", gpus, repr(ray.get(actor.seen.remote())))
+        ray.kill(actor)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("address", ["local", "joined"])
+def test_work_without_a_gpu_sees_none_of_the_machines(address):
+    # The head above has no token, whatever there is on this machine.
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "0", "RAY_AUTH_MODE": "disabled"}
+    environment.pop("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", None)
+    ended = subprocess.run(
+        [sys.executable, "-c", GPUS, address],
+        capture_output=True, text=True, timeout=240, check=False, env=environment,
+    )  # fmt: skip
+    assert [line for line in ended.stdout.splitlines() if line.startswith(("task", "actor"))] == [
+        "task 0.0 ''", "actor 0.0 ''", "task 1.0 '0'", "actor 1.0 '0'",
+    ], ended.stderr  # fmt: skip
+
+
+def test_a_job_that_hides_gpus_itself_is_not_told_twice(monkeypatch, no_ray):
+    # Ray refuses to merge what its job and its driver both say.
+    started = []
+    monkeypatch.setattr(connection.ray, "init", lambda **options: started.append(options))
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    with connection.cluster("head:6379", None, 1):
+        assert "runtime_env" not in started[0]
+
+
 @pytest.mark.usefixtures("no_ray")
 def test_a_ray_that_does_not_start_is_told_in_one_line(monkeypatch):
     def start(**options):

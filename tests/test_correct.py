@@ -19,6 +19,7 @@ from pipeline.corrections import Corrections
 from pipeline.exports.label_studio import brush_rle
 from pipeline.lock import DatasetLock
 from pipeline.review.reviewed import Reviews, read_reviewed
+from pipeline.run_records import newest_runs
 from schemas.annotation import HUMAN, MODEL
 from schemas.errors import LockedError, SettingsError
 from schemas.trust_config import CalibrateConfig, CorrectConfig, ReviewConfig
@@ -86,6 +87,8 @@ def test_corrected_images_have_the_labels_of_people(made, tmp_path):
     before = {row["image_id"]: row for row in rows_of(dataset)}
     result = take(dataset, answer(tmp_path, tasks, EVERYTHING, [], None))
     assert (result.version, result.published, result.taken) == (2, True, 2)
+    (record,) = newest_runs(dataset, 9)
+    assert record.start.command == record.end.command == "correct"
     drawn, emptied = (task["data"]["image_id"] for task in tasks[:2])
     rows = {row["image_id"]: row for row in rows_of(dataset)}
     check_rows(rows.values(), whole=False)
@@ -155,8 +158,8 @@ def rows_under(made, tmp_path, names):
     dataset, tasks = made
     take(dataset, answer(tmp_path, tasks[:1], EVERYTHING))
     corrections = Corrections.read(dataset, datasets.read_manifest(dataset).corrections)
-    ids = [tasks[0]["data"]["image_id"]]
-    (row,) = corrections.rows(ids, names, "next").to_pylist()
+    assert [one.image_id for one in corrections.drawn_on] == [tasks[0]["data"]["image_id"]]
+    (row,) = corrections.rows(corrections.drawn_on, names, "next").to_pylist()
     return row, corrections
 
 
@@ -298,3 +301,50 @@ def test_the_command_prints_one_line_of_json(made, tmp_path, capsys):
     assert main(["correct", dataset, str(answer(tmp_path, tasks, EVERYTHING))]) == 0
     assert json.loads(capsys.readouterr().out)["taken"] == 4
     assert {row["annotator"] for row in rows_of(dataset)} == {HUMAN, MODEL}
+
+
+def annotated(tmp_path, *annotations):
+    path = tmp_path / "one.json"
+    task = {"id": 7, "data": {"image_id": "i"}, "annotations": list(annotations)}
+    path.write_text(json.dumps([task]))
+    return read_reviewed(path)
+
+
+def test_of_several_annotations_the_newest_that_was_not_cancelled_is_taken(tmp_path):
+    old, new, cancelled = (
+        {"result": [region(label, SEA_HW)], "updated_at": f"2026-0{month}", "was_cancelled": off}
+        for label, month, off in (("sky", 1, False), ("sea", 2, False), ("cat", 3, True))
+    )
+    for annotations in ((old, new, cancelled), (cancelled, new, old)):
+        (one,) = annotated(tmp_path, *annotations).finished
+        assert [drawn.label for drawn in one.regions] == ["sea"]
+    assert annotated(tmp_path, cancelled) == Reviews((), 1)
+
+
+def test_choices_are_no_regions_and_a_region_has_one_label(tmp_path):
+    choice = {"type": "choices", "value": {"choices": ["good"]}}
+    (one,) = annotated(tmp_path, {"result": [choice, region("sea", SEA_HW)]}).finished
+    assert [drawn.label for drawn in one.regions] == ["sea"]
+    two = region("sea", SEA_HW)
+    two["value"]["brushlabels"] = ["sea", "sky"]
+    with pytest.raises(SettingsError, match="task 7 has a region of 2 labels; it must have one"):
+        annotated(tmp_path, {"result": [two]})
+
+
+@pytest.mark.parametrize("left, top", [(-1, 0), (0, -1), (5, 0), (0, 3)])
+def test_a_mask_of_cvat_that_reaches_out_of_its_image_is_refused(tmp_path, left, top):
+    path = tmp_path / "tasks.xml"
+    path.write_text(
+        '<annotations><image name="a.png" width="6" height="4"><mask label="sea" rle="0, 4" '
+        f'left="{left}" top="{top}" width="2" height="2"/></image></annotations>'
+    )
+    (one,) = read_reviewed(path).finished
+    with pytest.raises(SettingsError, match=r"a\.png, 'sea': it reaches out of the image"):
+        one.label_map(SIZE, NAMES)
+
+
+def test_tasks_tell_of_which_bytes_they_are(made):
+    dataset, tasks = made
+    digests = {row["image_id"]: row["bytes_sha256"] for row in rows_of(dataset)}
+    for data in (task["data"] for task in tasks):
+        assert data["bytes_sha256"] == digests[data["image_id"]] is not None

@@ -52,8 +52,7 @@ def test_corrections_stay_until_their_image_changes(tmp_path: Path) -> None:
     wanted = {"0.png": MODEL, "1.png": HUMAN, "2.png": MODEL}
     assert annotators(dataset) == wanted
 
-    again = annotate(settings)  # nothing has changed
-    assert (again.published, again.version) == (False, 2)
+    assert annotate(settings).published is False
 
     names = tmp_path / "names.yaml"
     names.write_text(NAMES)
@@ -65,11 +64,9 @@ def test_corrections_stay_until_their_image_changes(tmp_path: Path) -> None:
     assert (segment["label"], segment["class_index"], segment["score"]) == ("red circle", 2, 1.0)
     assert segment["box"] == [0, 0, 10, corrected["height"]]
 
-    samples = VersionImages(TrainingDataConfig(dataset=dataset))
-    trained_on = {
-        one["image_id"]: one["labels"].numpy() for one in map(samples.__getitem__, range(3))
-    }
-    np.testing.assert_array_equal(trained_on[row["image_id"]], np.where(left_HW, 2, 255))
+    samples = map(VersionImages(TrainingDataConfig(dataset=dataset)).__getitem__, range(3))
+    (trained_on,) = (one for one in samples if one["image_id"] == row["image_id"])
+    np.testing.assert_array_equal(trained_on["labels"].numpy(), np.where(left_HW, 2, 255))
 
     settings = settings_of(
         photos, dataset, vocabulary=names, min_score=0.2, keep_embeddings="compact"
@@ -79,14 +76,21 @@ def test_corrections_stay_until_their_image_changes(tmp_path: Path) -> None:
     assert (touched.version, touched.changes.done) == (4, 1)
     assert annotators(dataset) == wanted
     (moved,) = (row for row in rows_of(dataset) if row["annotator"] == HUMAN)
-    same = ("bytes_sha256", "segments", "fingerprint")
-    assert [moved[name] for name in same] == [row[name] for name in same]
+    for same in ("bytes_sha256", "segments", "fingerprint"):
+        assert moved[same] == row[same]
     assert moved["etag"] != row["etag"]
     assert annotate(settings).published is False
 
-    Image.fromarray(make_scene(1, 77).image_HW3).save(photos / "1.png")
-    changed = annotate(settings)
-    assert (changed.version, changed.changes.done) == (5, 1)
+    (photos / "1.png").rename(photos / "renamed.png")
+    renamed = annotate(settings)
+    assert (renamed.version, renamed.changes.done, renamed.changes.removed) == (5, 1, 1)
+    assert annotate(settings).published is False
+    relabel(RelabelConfig(dataset=dataset, min_score=0.1))
+    assert annotators(dataset) == {"0.png": MODEL, "renamed.png": HUMAN, "2.png": MODEL}
+
+    Image.fromarray(make_scene(1, 77).image_HW3).save(photos / "renamed.png")
+    changed = annotate(settings.model_copy(update={"min_score": 0.1}))
+    assert (changed.version, changed.changes.done) == (7, 1)
     assert set(annotators(dataset).values()) == {MODEL}
     check_rows(rows_of(dataset), whole=False)
     assert verify(VerifyConfig(dataset=dataset, all_label_maps=True)).problems == ()

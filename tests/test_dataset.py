@@ -1,6 +1,7 @@
 """Writing parts, publishing versions, and reading them with and without our code."""
 
 import hashlib
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -19,7 +20,7 @@ from pipeline.dataset import (
 from pipeline.files import write_bytes
 from pipeline.parts import Share, merge_images, write_images
 from pipeline.segments import encode_segments
-from schemas.annotation import ANNOTATED, LABELLED, QUARANTINED, image_id
+from schemas.annotation import ANNOTATED, LABELLED, QUARANTINED, SCHEMA_VERSION, image_id
 from schemas.errors import OutputError, PublicationError, SchemaError
 from tests.helpers import draw_classes
 from tests.test_manifest import MANIFEST
@@ -179,6 +180,22 @@ def test_rows_come_in_batches_with_the_asked_columns(dataset):
     assert batches[0].column_names == ["uri", "segments"]
 
 
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (Path.unlink, "it does not exist"),
+        (lambda file: file.write_bytes(file.read_bytes()[:99]), "ArrowInvalid"),
+    ],
+    ids=["missing", "cut"],
+)
+def test_rows_of_a_file_that_cannot_be_read_are_an_error_of_one_line(dataset, damage, words):
+    record = write_images(dataset, "run", ROWS)
+    damage(Path(dataset) / record.path)
+    manifest = MANIFEST.model_copy(update={"images": (record,)})
+    with pytest.raises(OutputError, match=rf"^cannot read {record.path} of .*labels: {words}"):
+        list(read_rows(dataset, manifest))
+
+
 @pytest.mark.parametrize("store", ["local", "memory"])
 def test_a_version_is_published_once_and_the_first_stays(dataset, store):
     dataset = dataset if store == "local" else "memory://test-dataset-once/labels"
@@ -240,3 +257,17 @@ def test_a_rewritten_file_is_whole(dataset):
 def test_merging_a_file_that_is_gone_is_an_error_of_one_line(tmp_path):
     with pytest.raises(OutputError, match=r"cannot read images/gone\.parquet of .*does not exist"):
         merge_images(str(tmp_path), "run", [Share("images/gone.parquet")])
+
+
+@pytest.mark.parametrize("schema", [SCHEMA_VERSION - 1, SCHEMA_VERSION + 1], ids=["old", "new"])
+def test_rows_of_another_schema_are_refused(dataset, schema):
+    publish(dataset, MANIFEST.model_copy(update={"schema_version": schema}))
+    words = rf"version 3 of .* has rows of schema {schema}, this Segmill .* {SCHEMA_VERSION}:"
+    with pytest.raises(OutputError, match=words):
+        read_manifest(dataset)
+
+
+def test_a_file_with_a_number_and_another_letter_is_no_version(dataset):
+    publish(dataset, MANIFEST)
+    write_bytes(dataset, "_manifest/w000009.json", b"{}")
+    assert newest_version(dataset) == 3

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -40,6 +41,17 @@ def test_values_count_from_the_first_that_is_not_ignored(own):
     own["vocabulary"].write_text("cat\ntree\n")
     root = prepared("folder", **own, ignore_values=(0, 255))
     assert bands(root, "train") == {"a": [255, 0, 255], "b": [1, 1, 0]}
+
+
+def test_more_than_255_classes_count_all_values_and_have_their_own_ignored_one(tmp_path):
+    values = (0, 254, 255, 256, 299, 65535)
+    (tmp_path / "classes.txt").write_text("".join(f"class {n}\n" for n in range(300)))
+    for number in range(2):
+        map_HW = downloads.fill(*values[3 * number :][:3])
+        downloads.save_photo(tmp_path / "images" / f"{number}.jpg")
+        downloads.save_map(tmp_path / "masks" / f"{number}.png", map_HW, np.uint16)
+    root = prepared("folder", tmp_path, vocabulary=tmp_path / "classes.txt")
+    assert bands(root, "train") == {"0": [0, 254, 255], "1": [256, 299, 65535]}
 
 
 def test_flags_of_a_vocabulary_make_maps_of_the_seen_classes(own):

@@ -4,10 +4,14 @@ That Ray then puts nothing new on the machine is shown on several nodes by `make
 """
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -114,6 +118,33 @@ def test_a_machine_without_such_a_service_is_told_at_once(
     message = capsys.readouterr().err
     assert "the metadata service of aws at http://127.0.0.1:9 gives no answer" in message
     assert told == []
+
+
+# In a process of its own: how Ray is asked is a state of the process.
+DRAINED = """
+import os
+import ray
+
+def init(**options):
+    print(options["address"], os.environ.get("RAY_AUTH_MODE"))
+    raise ConnectionError("there is no Ray")
+
+ray.init = init
+from pipeline.draining import drain_this_machine
+drain_this_machine("10.0.0.1:6379", "by hand", 30.0)
+"""
+
+
+def test_a_token_that_is_there_is_shown_to_every_cluster(tmp_path: Path) -> None:
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("0" * 64)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    done = subprocess.run(
+        [sys.executable, "-c", DRAINED], env={**kept, "HOME": str(tmp_path)},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["10.0.0.1:6379 token"], done.stderr
+    assert "cannot be joined from here: there is no Ray" in done.stderr
 
 
 def test_no_proxy_is_asked_for_the_machines_own_service(

@@ -1,6 +1,8 @@
 """A published dataset against truths, by hand: both protocols, and what does not fit."""
 
 import json
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +15,7 @@ from pipeline.dataset import publish
 from pipeline.metrics import BoundaryCounts
 from pipeline.parts import write_images
 from pipeline.segments import encode_segments
+from pipeline.truth import ImageFiles
 from schemas.annotation import ANNOTATED, LABELLED, QUARANTINED, image_id
 from schemas.errors import OutputError, SettingsError
 from schemas.evaluate_config import EvaluateConfig
@@ -202,6 +205,33 @@ def test_a_truth_that_two_images_claim_equally_is_refused_with_both(clips):
     words = r"maps/00000\.png may be of file:///photos/b.*/00000\.jpg or of .*/b.*/00000\.jpg; put"
     with pytest.raises(SettingsError, match=words):
         evaluate(EvaluateConfig(dataset=labels, truth=str(folder.parent)))
+
+
+@pytest.mark.parametrize(
+    ("uris", "files"),
+    [
+        (["/photos/1.jpg", "/photos/batch/1.jpg"], ["1.png", "batch/1.png"]),
+        ([f"s3://{x}.tar#bytes=0512-9999/0.jpg" for x in "ab"], ["a/0.png", "b/0.png"]),
+        ([f"s3://{x}.tar#bytes=0512-9999/x/0.jpg" for x in "ab"], ["a/x/0.png", "b/x/0.png"]),
+        ([f"s3://{x}.tar#bytes=0512-9999/0.jpg" for x in "ab"], ["a.tar/0.png", "b.tar/0.png"]),
+        ([f"hf://{x}.parquet#row=0/image/0.png" for x in "ab"], ["a/0.png", "b/0.png"]),
+    ],
+    ids=["mirrored", "tars", "folders in tars", "with ending", "Parquet"],
+)  # fmt: skip
+def test_truths_in_the_folders_of_their_images_are_paired(uris, files):
+    paths = [Path("masks", file) for file in files]
+    found = ImageFiles(paths).paired(uris)
+    assert found == dict(zip(uris, paths, strict=True))
+
+
+def test_of_many_files_of_a_stem_the_one_that_agrees_furthest_is_found():
+    folders = ["/".join(names) for depth in range(4) for names in product("ab", repeat=depth)]
+    files = ImageFiles(Path("masks", folder, "1.png") for folder in folders if folder != "a/b")
+    assert [*map(str, files)][:2] == ["masks/1.png", "masks/a/1.png"] and len(files) == 14
+    for folder in folders:
+        image = Path("/photos", folder, "1.jpg")
+        wanted = Path("masks", "a/a/b" if folder == "a/b" else folder, "1.png")
+        assert files.of(str(image)) == wanted
 
 
 def test_scores_of_segments_are_compared_with_correctness(dataset, truth):

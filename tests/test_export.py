@@ -1,32 +1,49 @@
 """`segmill export`: what is selected, how it is split, that it goes on, and what it refuses."""
 
+import hashlib
 import json
 import os
 import shutil
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import s3fs
+import yaml
 from pycocotools import mask as coco_mask
 
 import jobs.export
 from jobs.cli import main
 from jobs.export import ExportResult, export
-from pipeline.exports import EXPORTS, shards
-from pipeline.exports.pictures import _check_available
+from pipeline.dataset import read_manifest
+from pipeline.exports import EXPORTS, hugging_face, output, shards
+from pipeline.exports.output import PIECES, Export, piece_path, record_path
+from pipeline.exports.pictures import LeftOut, Pictures, _check_available
 from pipeline.exports.records import file_stem, name_below, split_of
 from pipeline.exports.selection import Selection, TrustLimits
 from pipeline.exports.shards import plan_shards
 from pipeline.fetching import Request
+from pipeline.files import in_parallel
 from pipeline.segments import encode_segments
 from schemas.errors import OutputError, SettingsError, StoreUnavailableError
 from schemas.export_config import ExportConfig, SelectionSettings
 from schemas.vocabulary import Vocabulary
 from tests.dataset_checks import rows_of
-from tests.export_ground import FILES, NAMES, publish_ground, publish_rows
+from tests.export_ground import (
+    FILES,
+    NAMES,
+    ReadRowGroups,
+    lower_limits,
+    publish_ground,
+    publish_packed,
+    publish_rows,
+)
 from tests.helpers import draw_classes
 from tests.servers import S3Server
 from tests.test_manifest import MANIFEST
@@ -253,7 +270,8 @@ def test_a_killed_export_goes_on_to_the_same_files(
             run(ground, tmp_path / "cut", format=name, val_fraction=0.4)
     assert not (tmp_path / "cut" / "export.json").exists()
     before = len(started)
-    (tmp_path / "cut" / "half.jpg.0123.draft").write_bytes(b"of a process that was killed")
+    for half in ("half.jpg", "_export/shards/00000001.json"):
+        (tmp_path / "cut" / f"{half}.0123.draft").write_bytes(b"of a process that was killed")
     with monkeypatch.context() as patch:
         patch.setattr(shards, "_read", lambda *given: started.append(given[1]) or read(*given))
         result = run(ground, tmp_path / "cut", format=name, val_fraction=0.4)
@@ -294,6 +312,8 @@ def test_shards_that_left_images_out_are_tried_again(
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, tmp_path / "out", dataset=dataset)
     (tmp_path / "e.png").rename(photo)
+    pieces = next((tmp_path / "out" / "_export" / "pieces").iterdir())
+    (pieces / "00000001.0123.draft").write_bytes(b"of a process that was killed")
     result = run(tmp_path, tmp_path / "out", dataset=dataset)
     assert (result.shards, result.shards_kept) == (3, 2)
     run(tmp_path, tmp_path / "whole", dataset=dataset)
@@ -405,6 +425,46 @@ def test_links_share_the_images_and_none_names_their_places(ground: Path, tmp_pa
     assert not (tmp_path / "none" / "images").exists()
 
 
+def test_row_groups_of_images_in_a_parquet_file_are_read_once_a_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = publish_packed(tmp_path, 70, 4)
+    read = ReadRowGroups(monkeypatch)
+    settings: dict[str, Any] = {"format": "coco-instances", "images_per_shard": 60, "workers": 1}
+    result = run(tmp_path, tmp_path / "out", dataset=dataset, **settings)
+    assert result.manifest.counts.images == 70
+    assert len(read) <= 18 + 10  # there are 18, and 10 images in the second shard
+    content = json.loads((tmp_path / "out/annotations/instances_train.json").read_text())
+    numbers = {image["id"]: image["file_name"] for image in content["images"]}
+    assert len(numbers) == len(set(numbers.values())) == 70
+    rows = rows_of(dataset)
+    for line in (tmp_path / "out/index.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        (row,) = [row for row in rows if row["uri"] == entry["uri"]]
+        data = (tmp_path / "out" / entry["file_name"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == row["bytes_sha256"]
+
+
+def test_limits_that_were_lowered_leave_nothing_out(tmp_path: Path) -> None:
+    dataset = publish_ground(tmp_path)
+    lower_limits(dataset)
+    result = run(tmp_path, tmp_path / "out", dataset=dataset)
+    assert (result.manifest.counts.images, result.left_out) == (6, 0)
+
+
+def test_a_file_that_was_cut_at_the_limit_did_not_change(tmp_path: Path) -> None:
+    dataset = publish_ground(tmp_path, ("a.png",))
+    config = ExportConfig(dataset=dataset, output=str(tmp_path / "out"), format="cvat")
+    pictures = Pictures.of(config, read_manifest(dataset, None))
+    rows = [row for row in rows_of(dataset) if row["status"] == "labelled"]
+    short = replace(pictures, fetching=replace(pictures.fetching, max_bytes=1000))
+    assert short.fetch(rows) == [LeftOut("too_many_bytes", "the file has more than 1000 bytes")]
+    assert short.fetch([rows[0] | {"bytes_sha256": None}])[0] == short.fetch(rows)[0]
+    (tmp_path / "photos/a.png").write_bytes(b"other")
+    (left_out,) = short.fetch(rows)
+    assert isinstance(left_out, LeftOut) and left_out.code == "changed"
+
+
 def test_names_below_the_source_stand_as_they_are_in_cvat(tmp_path: Path) -> None:
     publish_ground(tmp_path, ("a.png", "images/a.png"))
     run(tmp_path, tmp_path / "out", format="cvat", images="none")
@@ -435,6 +495,49 @@ def test_images_that_changed_or_went_are_left_out_and_counted(
     assert main([*command, "--images-per-shard", "3"]) == 1  # 2 of 6
     assert main([*command, "--images-per-shard", "3", "--max-bad-fraction", "0.4"]) == 0
     assert "to try the images again that were left out, delete it" in capsys.readouterr().err
+
+
+@pytest.fixture
+def joined(tmp_path: Path) -> Export:
+    """An export of 300 shards, of which every third has lines."""
+    place = Export(str(tmp_path / "out"), "labels", 1, "f", NAMES, 300, has_images=False)
+    for number in range(300):
+        place.write(record_path(number), b"{}")
+        if number % 3 == 0:
+            place.write(piece_path("lines", number), f"{number}\n{number + 1}\n".encode())
+    place.write(f"{piece_path('lines', 1)}.1f.draft", b"half a li")
+    return place
+
+
+@pytest.mark.parametrize("most_bytes, groups", [(2**25, [64, 36]), (1, [1] * 100)])
+def test_lines_of_shards_are_joined_in_order_by_some_at_a_time(
+    joined: Export, monkeypatch: pytest.MonkeyPatch, most_bytes: int, groups: list[int]
+) -> None:
+    together = []
+
+    def noting(read: Callable[[str], bytes], paths: list[str]) -> list[bytes]:
+        together.append(len(paths))
+        return in_parallel(read, paths)
+
+    monkeypatch.setattr(output, "_BYTES_AT_ONCE", most_bytes)
+    monkeypatch.setattr(output, "in_parallel", noting)
+    found = [int(line) for line in joined.lines("lines")]
+    assert found == [n for number in range(0, 300, 3) for n in (number, number + 1)]
+    assert together == groups
+    assert list(joined.lines("other")) == [] and together == groups
+
+
+@pytest.mark.parametrize("gone", [record_path(1), record_path(0), piece_path("lines", 150)])
+def test_an_export_that_another_call_finished_is_not_joined(
+    joined: Export, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    lines = joined.lines("lines")
+    if gone.startswith(PIECES):
+        monkeypatch.setattr(output, "_PIECES_AT_ONCE", 4)
+        next(lines)
+    (Path(joined.url) / gone).unlink()
+    with pytest.raises(OutputError, match="another call has finished the export"):
+        list(lines)
 
 
 def test_from_a_bucket_to_a_bucket(tmp_path: Path, s3_server: S3Server) -> None:
@@ -492,3 +595,66 @@ def test_a_dataset_with_damaged_labels_is_told_apart(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"a\.png are damaged: segment 1 overlaps another"):
         run(tmp_path, tmp_path / "out", dataset=str(tmp_path / "damaged"))
     assert not (tmp_path / "out" / "export.json").exists()
+
+
+def test_what_is_exactly_at_a_limit_is_kept(tmp_path: Path) -> None:
+    one = segments()[2] | {"score": 0.5, "margin": 0.5, "disagreement": 0.5, "stability": 0.5}
+    limits = {name: 0.5 for name in ("min_score", "min_margin", "max_disagreement")}
+    selection = select(tmp_path, **limits, min_stability=0.5, min_area=one["area"])
+    kept, dropped = selection.apply([one], SIZE)
+    assert len(kept) == 1 and not dropped
+    for name, value in {"score": 0.4, "margin": 0.4, "disagreement": 0.6, "stability": 0.4}.items():
+        assert not selection.apply([one | {name: value}], SIZE)[0]
+    assert not replace(selection, min_area=one["area"] + 1).apply([one], SIZE)[0]
+
+
+def test_long_names_are_cut_and_files_of_this_machine_are_named_below_their_folder() -> None:
+    assert file_stem("0123456789abcdef", f"s3://b/{'x' * 300}.png") == f"{'x' * 80}-0123456789ab"
+    assert name_below("/photos", "file:///photos/day/a.png") == "day/a.png"
+    assert name_below("/photos", "file:///other/a.png") == "file:///other/a.png"
+
+
+def test_without_a_val_split_yolo_is_given_train_twice(ground: Path, tmp_path: Path) -> None:
+    run(ground, tmp_path, format="yolo-seg", val_fraction=0.0)
+    content = yaml.safe_load((tmp_path / "data.yaml").read_text())
+    assert (content["train"], content["val"]) == ("images/train", "images/train")
+
+
+def test_where_no_images_are_copied_tasks_name_their_uris(ground: Path, tmp_path: Path) -> None:
+    run(ground, tmp_path, format="label-studio", images="none")
+    tasks = [task for path in tmp_path.glob("tasks/*") for task in json.loads(path.read_text())]
+    labelled = {row["uri"] for row in rows_of(str(ground / "labels")) if row["segments"]}
+    assert {task["data"]["image"] for task in tasks} == labelled
+
+
+def test_many_images_of_a_split_are_written_once_each(
+    ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hugging_face, "_ROWS", 2)
+    run(ground, tmp_path, format="hugging-face", images_per_shard=5, workers=1)
+    ids = [one for path in tmp_path.glob("data/*") for one in pd.read_parquet(path)["image_id"]]
+    assert len(ids) == len(set(ids)) == 6
+
+
+@pytest.mark.parametrize("sorted_bytes", [0, 2**20], ids=["table by table", "all at once"])
+def test_how_rows_lie_in_their_file_makes_no_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sorted_bytes: int
+) -> None:
+    dataset = publish_packed(tmp_path, 11, 4)
+    settings: dict[str, Any] = {"dataset": dataset, "format": "coco-instances", "workers": 1}
+    run(tmp_path, tmp_path / "one", **settings, images_per_shard=4)
+    (part,) = Path(dataset).rglob("images/**/*.parquet")
+    pq.write_table(pq.read_table(part), part, row_group_size=3)
+    monkeypatch.setattr(shards, "_SORTED_BYTES", sorted_bytes)
+    monkeypatch.setattr(shards, "_ROWS", 2)
+    run(tmp_path, tmp_path / "two", **settings, images_per_shard=4)
+
+    def entries(name: str) -> list[dict[str, Any]]:
+        content = json.loads((tmp_path / name / "annotations/instances_train.json").read_text())
+        return [
+            *sorted(content["images"], key=lambda image: image["id"]),
+            *sorted(content["annotations"], key=lambda annotation: annotation["id"]),
+        ]
+
+    assert entries("two") == entries("one") and len(entries("one")) == 11 * 6
+    assert [image["id"] for image in entries("one")[:11]] == list(range(1, 12))

@@ -27,10 +27,13 @@ from skimage.draw import line, polygon
 
 from jobs.export import export
 from pipeline.datasets.layout import read_dataset, read_split, read_split_vocabulary
+from pipeline.exports import find_format
 from pipeline.exports.cvat import row_runs
-from pipeline.exports.label_studio import brush_rle
+from pipeline.exports.label_studio import brush_rle, local_file
+from pipeline.exports.output import Export, Shard
 from pipeline.exports.polygons import trace
-from pipeline.exports.records import TRAIN, VAL, split_of
+from pipeline.exports.records import TRAIN, VAL, ExportImage, ExportSegment, split_of
+from pipeline.segments import encode_mask
 from pipeline.truth import read_indices
 from schemas.export_config import ExportConfig
 from tests.dataset_checks import rows_of
@@ -506,3 +509,140 @@ def test_long_runs_of_a_brush_are_cut(ground: Ground) -> None:
     values = read_brush(brush_rle(mask)).reshape(300, 301, 4)
     np.testing.assert_array_equal(values[..., 0] > 0, mask)
     assert len(brush_rle(mask)) < 40
+
+
+Scores = dict[str, dict[int, float]]
+
+
+def coco_scores(root: Path) -> Scores:
+    found: Scores = {}
+    for path in (root / "annotations").glob("*.json"):
+        content = json.loads(path.read_text())
+        ids = {image["id"]: image["image_id"] for image in content["images"]}
+        for entry in content["annotations"]:
+            for one in entry.get("segments_info", [entry]):
+                assert one["iscrowd"] == 0
+                scores = found.setdefault(ids[entry["image_id"]], {})
+                scores[one["category_id"] - 1] = one["score"]
+    return found
+
+
+def tar_scores(root: Path) -> Scores:
+    found: Scores = {}
+    for path in root.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            for member in (name for name in tar.getnames() if name.endswith(".json")):
+                facts = json.loads(tar.extractfile(member).read())
+                found[facts["image_id"]] = {
+                    one["class_index"]: one["score"] for one in facts["segments"]
+                }
+    return found
+
+
+def parquet_scores(root: Path) -> Scores:
+    return {
+        row["image_id"]: dict(zip(row["classes"], row["scores"], strict=True))
+        for path in root.glob("data/*.parquet")
+        for row in pd.read_parquet(path).to_dict("records")
+    }
+
+
+def task_scores(root: Path) -> Scores:
+    return {
+        task["data"]["image_id"]: {
+            NAMES.index(one["value"]["brushlabels"][0]): one["score"]
+            for one in task["predictions"][0]["result"]
+        }
+        for path in root.glob("tasks/*.json")
+        for task in json.loads(path.read_text())
+    }
+
+
+@pytest.mark.parametrize(
+    "name, scores_in",
+    [
+        ("coco-instances", coco_scores),
+        ("coco-panoptic", coco_scores),
+        ("webdataset", tar_scores),
+        ("hugging-face", parquet_scores),
+        ("label-studio", task_scores),
+    ],
+)
+def test_every_segment_has_its_score(ground: Ground, name: str, scores_in: Any) -> None:
+    rows = [row for row in rows_of(ground.dataset) if row["status"] == "labelled"]
+    found = scores_in(ground.made(name))
+    assert set(found) == {row["image_id"] for row in rows}
+    for row in rows:
+        scores = {one["class_index"]: one["score"] for one in row["segments"]}
+        assert found[row["image_id"]] == pytest.approx(scores) and len(set(scores.values())) == 5
+
+
+def test_the_score_of_a_task_is_the_mean_over_its_pixels(ground: Ground) -> None:
+    rows = {row["image_id"]: row for row in rows_of(ground.dataset)}
+    for path in ground.made("label-studio").glob("tasks/*.json"):
+        for task in json.loads(path.read_text()):
+            segments = rows[task["data"]["image_id"]]["segments"]
+            areas = [one["area"] for one in segments]
+            mean = np.average([one["score"] for one in segments], weights=areas)
+            assert task["predictions"][0]["score"] == pytest.approx(mean)
+
+
+def test_panoptic_segments_are_of_their_image_and_lie_in_their_box(ground: Ground) -> None:
+    for split in SPLITS:
+        content, folder = panoptic(ground, split)
+        images = {image["id"]: stem(image["file_name"]) for image in content["images"]}
+        for annotation in content["annotations"]:
+            assert images.pop(annotation["image_id"]) == stem(annotation["file_name"])
+            ids_HW = png(folder / annotation["file_name"]).astype(np.int64) @ (1, 256, 256**2)
+            for one in annotation["segments_info"]:
+                rle = coco_mask.encode(np.asfortranarray(ids_HW == one["id"], np.uint8))
+                assert one["bbox"] == coco_mask.toBbox(rle).tolist()
+        assert not images
+
+
+def test_classes_beyond_a_byte_are_told_apart(tmp_path: Path) -> None:
+    classes = tuple(f"class {number}" for number in range(300))
+    export = Export(str(tmp_path), "labels", 1, "f", classes, 1, has_images=False)
+    assert export.ignore == 65535
+    segments = tuple(
+        ExportSegment(index, 0.5, 1, (x, 0, x + 1, 1), encode_mask(np.arange(4)[None] == x))
+        for x, index in enumerate((0, 255, 299))
+    )
+    image = ExportImage(0, "id", "a.png", (1, 4), "a", "a.png", TRAIN, segments, None)
+    for name in ("coco-panoptic", "semantic-png", "webdataset"):
+        find_format(name).write(Shard(export, 0), [image])
+    rgb = png(tmp_path / "annotations" / "panoptic_train" / "a.png").astype(np.int64)
+    assert (rgb @ (1, 256, 256**2)).tolist() == [[1, 256, 300, 0]]
+    assert png(tmp_path / "masks" / TRAIN / "a.png").tolist() == [[0, 255, 299, 65535]]
+    with tarfile.open(tmp_path / "train-00000-of-00001.tar") as tar:
+        assert png(tar.extractfile("a.seg.png").read()).tolist() == [[0, 255, 299, 65535]]
+
+
+def test_what_the_maps_of_a_tar_and_of_a_parquet_file_mean_is_beside_them(ground: Ground) -> None:
+    facts = json.loads((ground.made("webdataset") / "classes.json").read_text())
+    assert facts == {"classes": list(NAMES), "ignore": 255}
+    names = json.loads((ground.made("hugging-face") / "id2label.json").read_text())
+    assert names == {str(index): name for index, name in enumerate(NAMES)}
+
+
+def test_yolo_vertices_of_a_very_wide_image_are_exact(tmp_path: Path) -> None:
+    width, x0, x1 = 60_000, 43_211, 43_219
+    counts = encode_mask((np.arange(width)[None] >= x0) & (np.arange(width)[None] < x1))
+    segment = ExportSegment(0, 0.5, x1 - x0, (x0, 0, x1, 1), counts)
+    image = ExportImage(0, "id", "a.png", (1, width), "a", "a.png", TRAIN, (segment,), None)
+    export = Export(str(tmp_path), "labels", 1, "f", ("sky",), 1, has_images=False)
+    find_format("yolo-seg").write(Shard(export, 0), [image])
+    (line,) = (tmp_path / "labels" / TRAIN / "a.txt").read_text().splitlines()
+    shares_N2 = np.array(line.split()[1:], float).reshape(-1, 2)
+    assert {int(x) for x in shares_N2[:, 0] * width} == {x0, x1 - 1}
+
+
+def test_cvat_tells_how_many_images_a_task_has(ground: Ground) -> None:
+    for split in SPLITS:
+        root = ET.parse(ground.made("cvat") / f"{split}.xml").getroot()
+        (size,) = root.iter("size")
+        assert size.text == str(len(root.findall("image")))
+
+
+def test_names_of_local_files_are_quoted_for_label_studio() -> None:
+    assert local_file("a b/?é.png") == "/data/local-files/?d=a%20b/%3F%C3%A9.png"

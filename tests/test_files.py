@@ -4,14 +4,21 @@ import errno
 import threading
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import s3fs
+from botocore.exceptions import ClientError
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
+from s3fs.errors import translate_boto_error
 
 import pipeline.files
+from pipeline.dataset import read_rows
+from pipeline.exports import shards
 from pipeline.files import (
     create_bytes,
     delete_files,
@@ -19,10 +26,13 @@ from pipeline.files import (
     list_files,
     open_whole,
     read_bytes,
+    read_with,
     write_bytes,
 )
 from pipeline.parts import read_columns, read_row_group
 from schemas.errors import OutputError
+from tests.servers import note_fetches
+from tests.test_manifest import MANIFEST
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
@@ -98,6 +108,11 @@ def troubled(monkeypatch):
                 raise errors.pop(0)
             return super().cat_file(path, start, end, **kwargs)
 
+        def pipe_file(self, path, value, mode="overwrite", **kwargs):
+            if errors:
+                raise errors.pop(0)
+            return super().pipe_file(path, value, mode, **kwargs)
+
         def open(self, path, mode="rb", **kwargs):
             if errors:
                 raise errors.pop(0)
@@ -168,3 +183,64 @@ def test_a_file_written_bit_by_bit_is_whole_or_as_it_was(tmp_path: Path) -> None
         write(b"second", None)  # type: ignore[arg-type]
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["file"]
     assert (tmp_path / "deep" / "file").read_bytes() == b"first"
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace", "link"])
+def test_a_disk_that_is_full_keeps_no_half_written_file(tmp_path, monkeypatch, name):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pipeline.files.os, name, fail)
+    write = create_bytes if name == "link" else write_bytes
+    with pytest.raises(OutputError, match="No space left"):
+        write(str(tmp_path), "deep/file", b"data")
+    assert list_files(str(tmp_path), "") == []
+
+
+@pytest.mark.parametrize("code", ["PreconditionFailed", "412"])
+def test_a_store_may_say_in_few_words_that_a_file_exists(troubled, code):
+    """As MinIO does: without the condition that AWS repeats in its answer."""
+    answer = ClientError({"Error": {"Code": code, "Message": "no"}}, "PutObject")
+    for data, is_ours in ((b"1", True), (b"2", False)):
+        troubled.append(translate_boto_error(answer))
+        assert create_bytes("az://c/labels", "a", data) == is_ours
+    troubled.append(translate_boto_error(ClientError({"Error": {"Code": "400"}}, "PutObject")))
+    with pytest.raises(OutputError):
+        create_bytes("az://c/labels", "b", b"1")
+
+
+MANY = MANIFEST.model_copy(update={"images": (SimpleNamespace(path="part"),)})
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize(
+    "read, mib",
+    [
+        (lambda dataset: read_columns(dataset, "part", ["uri"]), 1),
+        (lambda dataset: list(read_rows(dataset, MANY, ["uri"])), 1),
+        (lambda dataset: next(shards._read(dataset, shards.Rows("part", 0, 32, 0))), 5),
+    ],
+    ids=["columns", "rows", "export"],
+)
+def test_of_a_large_file_in_s3_little_is_read_besides(s3_server, monkeypatch, read, mib):
+    fs = s3fs.S3FileSystem()
+    fs.makedirs("parts", exist_ok=True)
+    table = pa.table({name: [0] * 256 for name in shards._COLUMNS[:-1]})
+    rng = np.random.default_rng(0)
+    buffer = BytesIO()
+    table = table.append_column("segments", [[rng.bytes(2**16) for _ in range(256)]])
+    pq.write_table(table, buffer, write_batch_size=8)  # in pages of a megabyte
+    fs.pipe_file("parts/labels/part", buffer.getvalue())
+    fetched = note_fetches(monkeypatch)
+    read("s3://parts/labels")
+    assert buffer.tell() > 15 * 2**20 and sum(fetched) < mib * 2**20 and len(fetched) <= 5
+
+
+@pytest.mark.s3
+def test_a_whole_file_in_s3_is_read_at_once(s3_server, monkeypatch):
+    fs = s3fs.S3FileSystem()
+    fs.makedirs("parts", exist_ok=True)
+    fs.pipe_file("parts/labels/whole", bytes(2**20))
+    fetched = note_fetches(monkeypatch)
+    assert read_with("s3://parts/labels", "whole", lambda stream: stream.read()) == bytes(2**20)
+    assert fetched == [2**20]

@@ -10,12 +10,14 @@ from torch.nn.functional import interpolate
 import pipeline.fusion
 from pipeline.fusion import (
     LOGIT_SCALE,
+    LabelMap,
     fuse,
     label_map,
     query_probs,
     region_probs,
     score_tiles,
 )
+from pipeline.masks import SoftMasks
 
 ALL_VALID = torch.tensor([True])
 
@@ -215,6 +217,29 @@ def test_dropped_invalid_proposals_score_nothing_where_kept_ones_are_boosted():
     torch.testing.assert_close(dropped, torch.tensor([[0.344610], [0.0]]), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("size", [(16, 16), (1, 5), (50, 30)])
+def test_masks_of_a_small_original_are_made_a_few_rows_at_a_time(monkeypatch, size):
+    torch.manual_seed(0)
+    masks = SoftMasks(torch.randn(5, 40, 24) * 4, (160, 96), (150, 90))
+    scores_QK, make_rows, made = torch.rand(5, 4), SoftMasks.rows, []
+
+    def rows(*arguments, **options):
+        made.append(make_rows(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(SoftMasks, "rows", rows)
+    monkeypatch.setattr(pipeline.fusion, "TILE_FLOATS", 2**14)  # all rows are a tile
+    found = []
+    for times in (1, 2**10):
+        monkeypatch.setattr(pipeline.fusion, "_TIMES_OF_MASKS", times)
+        found.append((label_map(scores_QK, masks, size), max(part.numel() for part in made)))
+    (by_parts, most), (at_once, whole) = found
+    assert most <= 2**14 and (size == (1, 5) or whole > 2 * most)
+    assert torch.equal(by_parts.classes_HW, at_once.classes_HW)
+    assert torch.equal(by_parts.scores_HW, at_once.scores_HW)
+    assert torch.equal(by_parts.margins_HW, at_once.margins_HW)
+
+
 def test_847_classes_at_2048_pixels_need_little_beyond_the_masks():
     # In a process of its own, whose peak is what is measured (by /proc: getrusage's also counts
     # the parent's); K x H x W would be 14 GB. Tiles are alike and none outlives the next, so that
@@ -240,3 +265,10 @@ print(memory("VmHWM") - before)
 """
     run = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True)
     assert int(run.stdout) < 256 * 1024  # KiB; the map itself takes 48 MiB
+
+
+def test_a_pixel_that_is_exactly_at_the_least_score_is_kept():
+    scores_HW = torch.tensor([[0.5, 0.4999, 0.0]])
+    found = LabelMap(torch.tensor([[2, 1, 0]]), scores_HW, scores_HW)
+    assert found.kept(0.5).classes_HW.tolist() == [[2, -1, -1]]
+    assert found.kept(0.0).classes_HW.tolist() == [[2, 1, -1]]

@@ -9,13 +9,17 @@ import pytest
 from PIL import Image
 
 from jobs.annotate import annotate
-from jobs.annotation_run import AnnotateResult
-from pipeline.dataset import read_manifest, versions
+from jobs.annotation_run import AnnotateResult, AnnotationRun
+from jobs.verify import verify
+from pipeline.dataset import publish, read_manifest, versions
 from pipeline.files import delete_files, list_files, read_bytes, write_bytes
 from pipeline.models.embedded import EMBEDDED_VOCABULARY
+from pipeline.parts import Share, merge_images, read_table, recorded_parts, write_part
 from pipeline.synthetic import make_scene
 from schemas.annotate_config import AnnotateConfig
+from schemas.annotation import ANNOTATED
 from schemas.errors import LockedError, PublicationError
+from schemas.upkeep_config import VerifyConfig
 from tests.dataset_checks import check_rows, rows_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -199,3 +203,55 @@ def run_with(source: Path, output: str, progress: Any) -> AnnotateResult:
         source=str(source), output=output, vocabulary=EMBEDDED_VOCABULARY, **SETTINGS
     )
     return annotate(config, progress)
+
+
+def test_old_versions_keep_the_files_that_a_killed_run_did_not_tidy(
+    source: Path, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(AnnotationRun, "_tidy", killed)
+        run(source, output, rows_per_file=1)
+    first = read_manifest(output)
+    parts = recorded_parts(output).values()
+    assert {part.images.path for part in parts} & {file.path for file in first.images}
+    # As `correct` would: other files with the same images.
+    other = merge_images(output, "other", [Share(file.path) for file in first.images])
+    publish(output, first.model_copy(update={"version": 2, "images": (other,)}))
+    run(source, output, rows_per_file=1)
+    assert not recorded_parts(output)
+    for version in versions(output):
+        assert verify(VerifyConfig(dataset=output, version=version)).problems == ()
+
+
+@pytest.mark.parametrize("moment", ["listing", "deleting"])
+def test_a_run_that_is_overtaken_as_it_tidies_leaves_the_files(
+    source: Path, output: str, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Another run has the dataset, has written a part, and may count on what it found."""
+    first: list[set[str]] = []
+
+    def overtake() -> None:
+        first.append(set(list_files(output, "images")))
+        rows = read_table(output, read_manifest(output).images[0].path, ANNOTATED)
+        write_part(output, "other", rows)
+        write_bytes(output, "_lock/000002.json", b"{}")
+
+    def recorded(dataset: str) -> Any:
+        if moment == "listing":
+            overtake()
+        return recorded_parts(dataset)
+
+    def delete(dataset: str, paths: list[str]) -> None:
+        delete_files(dataset, paths)
+        if any("/parts/" in path for path in paths) and moment == "deleting":
+            overtake()
+
+    monkeypatch.setattr("jobs.annotation_run.recorded_parts", recorded)
+    monkeypatch.setattr("jobs.annotation_run.delete_files", delete)
+    run(source, output)
+    (before,) = first
+    assert before < set(list_files(output, "images"))
+    assert [path for path in recorded_parts(output) if path.startswith("_runs/other/")]

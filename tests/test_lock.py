@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from pipeline.files import list_files, read_bytes, write_bytes
-from pipeline.lock import DatasetLock, Holder
+from pipeline.files import delete_files, list_files, read_bytes, write_bytes
+from pipeline.lock import DatasetLock, Holder, _process_space, _started, read_lock
 from schemas.errors import LockedError
 
 TTL_S = 1.0
@@ -127,7 +127,57 @@ def test_a_process_number_that_was_given_away_is_not_the_holder(tmp_path):
     dataset = str(tmp_path / "labels")
     with DatasetLock(dataset, "probe", TTL_S):
         held = Holder.model_validate_json(read_bytes(dataset, "_lock/000001.json"))
-    # This very process, but the lock is older than it.
-    leave(dataset, 2, process=held.process, pid=os.getpid(), since=1.0, ttl_s=600.0)
+    # This very process, but the lock is of one that started before it.
+    started = held.started - 1
+    leave(dataset, 2, process=held.process, pid=os.getpid(), started=started, ttl_s=600.0)
     with DatasetLock(dataset, "run", TTL_S) as lock:
         assert lock.number == 3
+
+
+def test_a_clock_that_is_set_ends_no_lock(dataset, monkeypatch):
+    real = time.time
+    with DatasetLock(dataset, "first", TTL_S) as lock:
+        monkeypatch.setattr(time, "time", lambda: real() + 3600)
+        with pytest.raises(LockedError, match="held by run first"):
+            DatasetLock(dataset, "second", TTL_S).__enter__()
+        lock.check()
+
+
+def test_a_run_that_lost_its_lock_writes_no_lock_again(dataset):
+    """Its own file went as the other took over, and must not come back."""
+    with DatasetLock(dataset, "slow", 0.4) as lock:
+        leave(dataset, lock.number + 1)
+        delete_files(dataset, [f"_lock/{lock.number:06d}.json"])
+        time.sleep(0.5)  # its renewal was due
+        assert list_files(dataset, "_lock") == ["_lock/000002.json"]
+    assert list_files(dataset, "_lock") == ["_lock/000002.json"]
+
+
+def test_a_holder_that_ended_but_was_not_collected_is_not_waited_for(tmp_path):
+    dataset = str(tmp_path / "labels")
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    held = {"process": _process_space(), "pid": child.pid, "started": _started(child.pid)}
+    leave(dataset, 1, **held, ttl_s=600.0)
+    assert read_lock(dataset).is_alive
+    child.stdin.close()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert not read_lock(dataset).is_alive
+    with DatasetLock(dataset, "run", TTL_S) as lock:
+        assert lock.number == 2
+    child.wait()
+
+
+def test_a_process_of_another_machine_or_of_another_user_may_live(tmp_path, monkeypatch):
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    dataset = str(tmp_path / "labels")
+    leave(dataset, 1, pid=child.pid, ttl_s=600.0)  # there is no such process here
+    assert read_lock(dataset).is_alive
+    leave(dataset, 1, pid=child.pid, process=_process_space(), ttl_s=600.0)
+    assert not read_lock(dataset).is_alive
+
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    assert read_lock(dataset).is_alive

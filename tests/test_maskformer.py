@@ -80,6 +80,42 @@ def test_evaluation_equals_the_last_layer_of_training(model, pixels):
 
 
 @torch.no_grad()
+def test_the_scaled_cosine_with_no_object_is_not_rounded_by_autocast(model, pixels):
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(pixels)
+    unit_D = torch.nn.functional.normalize(model.no_object, dim=0)
+    expected = 100 * output.query_embeds_BQD @ unit_D
+    torch.testing.assert_close(output.void_logits_BQ, expected, atol=1e-4, rtol=0)
+
+
+def test_the_first_weights_are_drawn_as_in_the_reference():
+    torch.manual_seed(0)
+    weights = dict(MaskFormer(TINY).named_parameters())
+    hidden = TINY.hidden_channels
+    xavier, joint, plain = (6 / (2 * hidden)) ** 0.5, (6 / (4 * hidden)) ** 0.5, hidden**-0.5
+    for name, bound in {
+        "pixel_decoder.mask_projection.weight": (3 / (9 * TINY.fpn_channels)) ** 0.5,
+        "pixel_decoder.fpn.stem.0.weight": (3 / (9 * 32)) ** 0.5,
+        "pixel_decoder.fpn.layers.0.proj.0.weight": (3 / 32) ** 0.5,
+        "input_projection.weight": (3 / 32) ** 0.5,
+        "decoder_layers.1.self_attn.q_proj.weight": joint,
+        "decoder_layers.1.encoder_attn.v_proj.weight": joint,
+        "decoder_layers.1.encoder_attn.o_proj.weight": xavier,
+        "decoder_layers.1.mlp.fc1.weight": (6 / (hidden + TINY.feedforward_channels)) ** 0.5,
+        "mask_head.0.0.weight": plain,
+        "query_head.1.0.weight": plain,
+    }.items():
+        value = weights[name].detach()
+        assert 0.97 * bound < value.abs().max() <= bound, name
+        assert value.std() == pytest.approx(bound / 3**0.5, rel=0.06), name  # of a uniform one
+    for name in (
+        "pixel_decoder.mask_projection", "input_projection", "decoder_layers.1.self_attn.q_proj",
+        "decoder_layers.1.encoder_attn.o_proj",
+    ):  # fmt: skip
+        assert not weights[f"{name}.bias"].any(), name
+
+
+@torch.no_grad()
 def test_the_decoder_norm_is_not_fed_back(model, pixels):
     before = model(pixels).query_embeds_BQD
     inputs = []

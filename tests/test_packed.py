@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import tarfile
+from dataclasses import replace
 
 import datasets
 import pyarrow as pa
@@ -22,6 +23,7 @@ from pipeline.web import RefusedError, WebAccess
 from schemas.annotate_config import SourceSettings
 from schemas.annotation import LABELLED, QUARANTINED
 from schemas.errors import SourceError
+from tests.export_ground import ReadRowGroups
 from tests.helpers import take_inventory
 
 EXTENSIONS = ("jpg", "png")
@@ -256,6 +258,28 @@ def test_rows_of_any_row_group_and_in_any_order_are_found(tmp_path):
     assert rows[-1]["error"] == {
         "stage": "fetch", "code": "unreadable", "message": "ValueError: the row holds no image",
     }  # fmt: skip
+
+
+def test_row_groups_are_kept_up_to_a_weight(tmp_path, monkeypatch):
+    images = [bytes([number]) * 10_000 for number in range(8)]
+    pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet", row_group_size=2)
+    requests = [Request(f"file://{tmp_path}/a.parquet#row={row}/image") for row in range(8)]
+
+    def groups_read(kept_bytes, *rows):
+        read = ReadRowGroups(monkeypatch)
+        for row in rows:
+            settings = replace(SETTINGS, kept_bytes=kept_bytes)
+            assert fetch([requests[row]], settings) == [images[row]]
+        return read
+
+    assert groups_read(0, 0, 1, 2, 0, 3) == [0, 1, 0, 1]
+    assert groups_read(2**20, 0, 2, 4, 6, 1, 3, 5, 7) == [0, 1, 2, 3]
+    # About 20,000 bytes each: two together, and the one that was used last stays.
+    assert groups_read(50_000, 0, 2, 0, 4, 0, 2) == [0, 1, 2, 1]
+    read = ReadRowGroups(monkeypatch)
+    order = [5, 0, 7, 2, 1, 6, 4, 3]
+    assert fetch([requests[row] for row in order], SETTINGS) == [images[row] for row in order]
+    assert read == [0, 1, 2, 3]
 
 
 def test_a_rewritten_parquet_file_is_read_again(tmp_path):

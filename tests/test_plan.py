@@ -155,3 +155,16 @@ def test_a_plan_probes_predicts_and_publishes_nothing(tmp_path, capsys):
     # Without a GPU nothing can be said of GPUs.
     assert main([*arguments, "--gpus", "8"]) == 2
     assert "gpus is 8, but this machine has no GPU to measure on" in capsys.readouterr().err
+
+
+def test_a_plan_that_cannot_be_recorded_is_told_all_the_same(tmp_path, capsys):
+    scenes, labels = tmp_path / "scenes", tmp_path / "labels"
+    scenes.mkdir()
+    Image.fromarray(make_scene(5_000, 0).image_HW3).save(scenes / "0.png")
+    (labels / "_runs" / "plan.json").mkdir(parents=True)
+    arguments = ["plan", str(scenes), "--vocabulary", str(EMBEDDED_VOCABULARY)]
+    assert main([*arguments, "--output", str(labels)]) == 0
+    printed = capsys.readouterr()
+    told = json.loads(printed.out.splitlines()[-1])
+    assert told["seconds"] > 0 and told["not_recorded"].startswith(f"cannot write to {labels}: ")
+    assert "no run will be compared with this plan" in printed.err

@@ -3,6 +3,7 @@
 import pyarrow as pa
 import pytest
 
+from pipeline import planner as planner_module
 from pipeline.fingerprints import Fingerprints
 from pipeline.parts import merge_images, read_row_group, write_images, write_part
 from pipeline.planner import Planner
@@ -17,6 +18,7 @@ from schemas.annotation import (
     image_id,
     table_from_rows,
 )
+from schemas.errors import SettingsError
 from tests.classify import FINGERPRINTS
 
 
@@ -187,6 +189,70 @@ def test_an_image_twice_in_one_file_is_merged_to_one_row(plan, dataset):
     assert sum(merge_images(dataset, "next", shares).rows for shares in outcome.merges) == 2
 
 
+def test_a_share_names_the_fewer_rows_those_that_count_or_the_others(plan, dataset):
+    many = images(dataset, row("a"), row("b"), row("c"), row("old", fingerprint="old"), row("gone"))
+    few = images(dataset, row("d"), row("e", fingerprint="old"), row("f", fingerprint="old"))
+    twice = images(dataset, row("g"), row("g"), row("h"))
+    listed = inventory(**dict.fromkeys("abcdefgh", "1"), old="1")
+    made = plan(listed).done(many, few, twice)
+    made.left()
+    (shares,) = made.planner.outcome(1000).merges
+    named = [(share.image_ids, share.without) for share in shares]
+    assert named == [
+        (None, {image_id("old"), image_id("gone")}),
+        ({image_id("d")}, frozenset()),
+        (None, frozenset()),
+    ]
+    merged = merge_images(dataset, "next", shares)
+    rows = read_row_group(dataset, merged.path, 0)["uri"].to_pylist()
+    assert sorted(rows) == list("abcdgh")
+
+
+def test_files_keep_their_numbers_however_few_are_read_at_once(plan, dataset, monkeypatch):
+    monkeypatch.setattr(planner_module, "_FILES_AT_ONCE", 1)
+    parts = [
+        write_part(
+            dataset, "run", table_from_rows([row(uri, embedded=("p", "e"))], ANNOTATED_AND_EMBEDDED)
+        )
+        for uri in "ab"
+    ]
+    files, embeddings = [part.images for part in parts], [part.embeddings for part in parts]
+    made = plan(inventory(a="1", b="1"))
+    made.planner.add_done(dataset, files, embeddings, "published")
+    made.left()
+    assert made.planner.outcome(1).kept == files
+    assert made.planner.embeddings() == embeddings
+
+
+@pytest.mark.parametrize("fresh", [True, False], ids=["done", "recalled"])
+def test_what_outgrows_the_memory_spills(fresh):
+    # Half of this a join and its groups held at once, and a join of two tables with a third.
+    count = 500_000
+    with Planner(FINGERPRINTS, 32, 1, "exact") as planner:
+        planner._database.execute(
+            "insert into inventory select md5(range::varchar), 'uri', md5(range::varchar), 1 "
+            f"from range({count})"
+        )
+        planner._database.execute(
+            f"insert into rows select 0, image_id, etag, {fresh}, true from inventory"
+        )
+        planner._database.execute(
+            "insert into embedded select 0, 0, image_id, etag, true, true, true from inventory"
+        )
+        found = planner.preview(1)
+        tables = {name for (name,) in planner._database.execute("show tables").fetchall()}
+    assert (found.fetch, found.relabel) == (0, 0 if fresh else count)
+    assert "joined" not in tables
+
+
+def test_too_little_memory_names_the_setting():
+    with (
+        pytest.raises(SettingsError, match=r"^plan_memory_mb 4 is too little .*: give more$"),
+        Planner(FINGERPRINTS, 4, 1) as planner,
+    ):
+        planner._database.execute("select list(range) from range(1000000)")
+
+
 EMBEDDED_ROWS = [
     row("both", fingerprint="old", embedded=("p", "e")),
     row("proposals", fingerprint="old", embedded=("p", "old")),
@@ -274,6 +340,106 @@ def test_compact_embeddings_count_only_for_who_asks_for_them(plan, dataset):
         assert made.planner.embeddings() == [part.embeddings]
 
 
+def old_compact(uris):
+    return [
+        row(uri, fingerprint="old", embedded=("p", "e")) | {"mask_picture": b""} for uri in uris
+    ]
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_units_name_no_image_where_a_whole_row_group_is_taken(plan, dataset, gone):
+    # Row groups of 256 rows: more than eight, which exact embeddings have.
+    uris = [f"{number:03}" for number in range(266)]
+    part = write_part(dataset, "run", table_from_rows(old_compact(uris), ANNOTATED_AND_EMBEDDED))
+    last = max(uris, key=image_id)  # of the second row group
+    listed = [uri for uri in uris if not (gone and uri == last)]
+    made = plan(inventory(**dict.fromkeys(listed, "1")), keeps="compact")
+    made.planner.add_done(dataset, [part.images], [part.embeddings], "published")
+    relabel = made.left().relabel
+    first, second = relabel.table.to_pylist()
+    assert (first["row_group"], second["row_group"]) == (0, 1)
+    assert first["image_ids"] is None
+    assert second["image_ids"] == (sorted(map(image_id, listed))[256:] if gone else None)
+    assert sorted(made.names(relabel)) == listed
+
+
+def test_images_of_a_whole_row_group_are_classified_again_without_signatures(plan, dataset):
+    rows = [row(uri, fingerprint="old", embedded=("p", "old")) for uri in "ab"]
+    part = write_part(dataset, "run", table_from_rows(rows, ANNOTATED_AND_EMBEDDED))
+    made = plan(inventory(a="1", b="1"))
+    made.planner.add_done(dataset, [part.images], [part.embeddings], "published")
+    (unit,) = made.left().reclassify.table.to_pylist()
+    asked = []
+
+    class Fetch:
+        def each(self, images):
+            asked.extend(images.to_pylist())
+            return iter(())
+
+    assert unit["image_ids"] is None
+    assert list(ReuseProposals(dataset, Fetch())(unit)) == []
+    assert sorted((image["uri"], image["signature"]) for image in asked) == [
+        ("a", None),
+        ("b", None),
+    ]
+
+
+def test_a_file_that_can_be_labelled_again_goes_before_a_newer_one(plan, dataset):
+    made = plan(inventory(both="1"))
+    parts = [
+        write_part(
+            dataset,
+            "run",
+            table_from_rows(
+                [row("both", fingerprint="old", embedded=("p", embedding))], ANNOTATED_AND_EMBEDDED
+            ),
+        )
+        for embedding in ("e", "old")
+    ]
+    files, embeddings = [part.images for part in parts], [part.embeddings for part in parts]
+    made.planner.add_done(dataset, files, embeddings, "published")
+    work = made.left()
+    (unit,) = work.relabel.table.to_pylist()
+    assert work.reclassify.images == 0 and unit["path"] == embeddings[0].path
+
+
+def test_exact_embeddings_are_labelled_again_before_compact_ones(plan, dataset):
+    exact = row("both", fingerprint="old", embedded=("p", "e"))
+    rows = [exact, compact(fingerprint="old")]
+    tables = [table_from_rows([one], ANNOTATED_AND_EMBEDDED) for one in rows]
+    parts = [write_part(dataset, "run", table) for table in tables]
+    assert [part.embeddings.encoding for part in parts] == ["exact", "compact"]
+    made = plan(inventory(both="1"), keeps="compact")
+    files, embeddings = [part.images for part in parts], [part.embeddings for part in parts]
+    made.planner.add_done(dataset, files, embeddings, "published")
+    (unit,) = made.left().relabel.table.to_pylist()
+    assert unit["path"] == embeddings[0].path
+
+
+def test_embeddings_of_another_content_are_not_those_of_an_image(plan, dataset):
+    part = write_part(
+        dataset,
+        "run",
+        table_from_rows([row("a", embedded=("p", "e"))], ANNOTATED_AND_EMBEDDED),
+    )
+    made = plan(inventory(a="2"), keeps="exact")
+    file = images(dataset, row("a", etag="2"))
+    made.planner.add_done(dataset, [file], [part.embeddings], "published")
+    assert made.to_fetch == ["a"]
+
+
+def test_embeddings_whose_proposals_are_of_use_stay_in_the_version(plan, dataset):
+    part = write_part(
+        dataset,
+        "run",
+        table_from_rows([row("a", embedded=("p", "old"))], ANNOTATED_AND_EMBEDDED),
+    )
+    made = plan(inventory(a="1"))
+    made.planner.add_done(dataset, [part.images], [part.embeddings], "published")
+    assert made.left().images == 0
+    assert made.planner.embeddings() == [part.embeddings]
+
+
 def test_labels_from_compact_embeddings_are_done_only_for_who_asks_for_them(plan, dataset):
     file = images(dataset, compact(fingerprint=FINGERPRINTS.label_of_compact))
     listed = inventory(both="1")
@@ -304,6 +470,10 @@ def test_units_are_small_for_few_images_and_cover_all(plan, dataset):
     assert made.names(units) == [f"{n:03}" for n in range(21)]
 
 
+def uncorrected(made):
+    return {one.image_id: one.etag for one in made.planner.uncorrected()}
+
+
 def corrections(*rows):
     names = ("image_id", "etag", "fingerprint", "bytes_sha256")
     kind = pa.schema([(name, pa.string()) for name in names])
@@ -322,10 +492,10 @@ def test_of_a_corrected_image_only_the_corrected_row_of_today_is_done(plan, data
     drawn = {"annotator": HUMAN, "fingerprint": "h"}
     made.done(images(dataset, row("a") | drawn, row("b"), row("c"), row("d") | drawn))
     # The content of d is another: a model does it.
-    assert made.planner.uncorrected() == {image_id("b"): "1"}
+    assert uncorrected(made) == {image_id("b"): "1"}
     assert made.to_fetch == ["b", "d"]
     made.done(images(dataset, row("b") | drawn), origin="own")
-    assert made.planner.uncorrected() == {} and made.to_fetch == ["d"]
+    assert uncorrected(made) == {} and made.to_fetch == ["d"]
     made.done(images(dataset, row("d", etag="2")), origin="own")
     assert made.left().images == 0 and made.planner.own() == 2
 
@@ -341,29 +511,55 @@ def test_a_correction_counts_under_another_etag_once_the_bytes_are_known(plan, d
     drawn = {"annotator": HUMAN, "fingerprint": "h", "bytes_sha256": "a"}
     before = images(dataset, row("a") | drawn, row("b") | drawn, row("c") | drawn)
     made = listed().done(before)
-    assert (made.planner.uncorrected(), made.to_fetch) == ({}, ["a", "b"])
+    assert (uncorrected(made), made.to_fetch) == ({}, ["a", "b"])
     by_model = images(
         dataset,
         row("a", etag="2") | {"bytes_sha256": "a"},  # touched
         row("b", etag="2") | {"bytes_sha256": "other"},
     )
     made.done(by_model, origin="own")
-    assert (made.planner.uncorrected(), made.to_fetch) == ({image_id("a"): "2"}, ["a"])
+    assert (uncorrected(made), made.to_fetch) == ({image_id("a"): "2"}, ["a"])
     corrected = images(dataset, row("a", etag="2") | drawn)
     made.done(corrected, origin="own")
-    assert (made.planner.uncorrected(), made.to_fetch) == ({}, [])
+    assert (uncorrected(made), made.to_fetch) == ({}, [])
     assert made.planner.own() == 2
     # The next run, and one after a run that was cut short before it corrected.
     assert listed().done(by_model, corrected, before).to_fetch == []
     again = listed().done(*(by_model, before)[::order])
-    assert (again.planner.uncorrected(), again.to_fetch) == ({image_id("a"): "2"}, ["a"])
+    assert (uncorrected(again), again.to_fetch) == ({image_id("a"): "2"}, ["a"])
+
+
+def test_a_correction_moves_with_the_bytes_of_its_image(plan, dataset):
+    def listed():
+        made = plan(inventory(**{"a": "3", "a moved": "2", "copy of b": "2", "b": "1"}))
+        made.planner.add_corrections(corrections(("a", "1", "h"), ("b", "1", "h")))
+        return made
+
+    drawn = {"annotator": HUMAN, "fingerprint": "h"}
+    b = images(dataset, row("b") | drawn | {"bytes_sha256": "b"})
+    by_model = images(
+        dataset,
+        row("a", etag="3") | {"bytes_sha256": "of another"},
+        row("a moved", etag="2") | {"bytes_sha256": "a"},
+        row("copy of b", etag="2") | {"bytes_sha256": "b"},  # b itself is where it was
+    )
+    made = listed().done(b).done(by_model, origin="own")
+    (moved,) = made.planner.uncorrected()
+    assert (moved.image_id, moved.uri, moved.etag) == (image_id("a moved"), "a moved", "2")
+    assert moved.drawn_on == image_id("a")
+    corrected = images(dataset, row("a moved", etag="2") | drawn | {"bytes_sha256": "a"})
+    made.done(corrected, origin="own")
+    assert (uncorrected(made), made.to_fetch) == ({}, [])
+    for order in (1, -1):
+        again = listed().done(*(b, by_model, corrected)[::order])
+        assert (uncorrected(again), again.to_fetch) == ({}, [])
 
 
 def test_a_corrected_row_under_other_class_names_is_made_again(plan, dataset):
     made = plan(inventory(a="1"))
     made.planner.add_corrections(corrections(("a", "1", "names of today")))
     made.done(images(dataset, row("a") | {"annotator": HUMAN, "fingerprint": "h"}))
-    assert made.planner.uncorrected() == {image_id("a"): "1"}
+    assert uncorrected(made) == {image_id("a"): "1"}
 
 
 def test_a_corrected_image_needs_no_embeddings(plan, dataset):

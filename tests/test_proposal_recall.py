@@ -9,8 +9,8 @@ from pipeline.evaluation.recall import BUDGETS, IOU_THRESHOLDS, ProposalRecall, 
 from pipeline.evaluation.truth_segments import (
     MIN_PIXELS,
     TrueSegments,
-    TruthFiles,
     connected_segments,
+    find_truths,
     read_segments,
 )
 from schemas.errors import SettingsError
@@ -152,4 +152,4 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path, write, words):
 def test_a_directory_without_truths_is_refused(tmp_path, kind, words):
     (tmp_path / "photo.txt").touch()
     with pytest.raises(SettingsError, match=words):
-        TruthFiles.find(str(tmp_path), kind)
+        find_truths(str(tmp_path), kind)

@@ -54,11 +54,20 @@ def test_masks_that_hang_on_their_threshold_go():
     assert keeps(torch.stack([steep, slope]), min_stability=0.6) == [True, True]
 
 
+def test_stability_is_of_the_masks_at_one_logit_more_and_at_one_less():
+    # Of 96 cells: 48 at one logit more, 60 at the threshold, 72 at one logit less.
+    (logits,) = rectangles((0, 4, 0, 12))
+    logits[4:5], logits[5:6] = 0.5, -0.5
+    assert keeps(torch.stack([logits, logits + 100]), min_stability=48 / 72) == [True, True]
+    assert keeps(torch.stack([logits, logits + 100]), min_stability=0.67) == [False, True]
+
+
 def test_masks_that_are_nowhere_the_largest_go_and_equal_ones_stay():
     first, second, third = rectangles((0, 8, 0, 12), (2, 4, 2, 4), (2, 4, 2, 4))
     second[2:4, 2:4] = 3.0  # everywhere below the first
     assert keeps(torch.stack([first, second]), min_won=1e-9) == [True, False]
     assert keeps(torch.stack([first, third]), min_won=1e-9) == [True, True]
+    assert keeps(torch.stack([first, third]), min_won=4 / 96) == [True, True]
     assert keeps(torch.stack([first, third]), min_won=0.05) == [True, False]
 
 

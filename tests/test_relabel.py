@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ import pytest
 from PIL import Image
 
 from jobs.annotate import annotate
-from jobs.annotation_plan import AnnotationPlan
+from jobs.annotation_plan import AnnotationPlan, recorded_settings
+from jobs.annotation_run import AnnotationRun, holding
 from jobs.relabel import relabel
-from pipeline.dataset import read_manifest, versions
+from pipeline.dataset import publish, read_manifest, versions
 from pipeline.files import list_files
 from pipeline.models.embedded import EMBEDDED_VOCABULARY
+from pipeline.run_records import newest_runs
 from pipeline.segments import decode_label_map
 from pipeline.verification import check_version
 from schemas.annotate_config import AnnotateConfig
-from schemas.errors import OutputError, SettingsError
+from schemas.errors import OutputError, PublicationError, SettingsError
 from schemas.manifest import Encoding
 from schemas.relabel_config import RelabelConfig
 from tests.dataset_checks import check_rows, rows_of
@@ -106,6 +109,60 @@ def test_what_is_not_given_stays(kept: Path) -> None:
     assert second.version == 3
     config = read_manifest(str(kept)).config
     assert (config["min_score"], config["ensemble_weight"]) == (0.4, 0.5)
+    # `status` tells them from the runs that read the source.
+    told = [record.command for record in newest_runs(str(kept), 3)]
+    assert told == ["relabel", "relabel", "annotate"]
+
+
+def test_a_version_made_elsewhere_is_labelled_again_here(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = str(tmp_path / "labels")
+    shutil.copytree(made["exact"], dataset)
+    first = read_manifest(dataset)
+    of_a_cluster = {
+        "address": "auto", "propose_resources": {"propose": 1.0}, "classify_accelerator": "L4",
+        "propose_gpus": 1.0, "ship_code": True, "object_store_mb": 500, "source": "photos",
+    }  # fmt: skip
+    recorded = first.model_copy(update={"config": {**first.config, **of_a_cluster}})
+    (tmp_path / "labels" / "_manifest" / "v000001.json").write_text(recorded.model_dump_json())
+    monkeypatch.chdir(tmp_path)  # "photos" would be another folder here
+    assert relabel(RelabelConfig(dataset=dataset, min_score=0.2)).version == 2
+    second = read_manifest(dataset)
+    assert second.source == first.source
+    settings = AnnotateConfig.model_validate(second.config)
+    assert (settings.address, settings.propose_resources, settings.ship_code) == (
+        "local",
+        {},
+        False,
+    )
+    assert (settings.propose_gpus, settings.object_store_mb) == (None, None)
+
+
+def test_of_the_machines_of_a_version_the_precision_of_masks_alone_is_kept(
+    made: dict[str, Path],
+) -> None:
+    manifest = read_manifest(str(made["exact"]))
+    config = {**manifest.config, "mask_precision": "uint8", "classify_batch": 64}
+    manifest = manifest.model_copy(update={"config": config})
+    found = recorded_settings("labels", manifest, {"output": "labels", "min_score": 0.3})
+    assert (found.mask_precision, found.classify_batch, found.min_score) == ("uint8", 8, 0.3)
+
+
+def test_a_version_that_another_run_published_meanwhile_is_not_undone(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = str(tmp_path / "labels")
+    shutil.copytree(made["exact"], dataset)
+
+    def late(*arguments: Any, **options: Any) -> AbstractContextManager[AnnotationRun]:
+        publish(dataset, read_manifest(dataset).model_copy(update={"version": 2}))
+        return holding(*arguments, **options)
+
+    monkeypatch.setattr("jobs.relabel.holding", late)
+    with pytest.raises(PublicationError, match=r"^version 2 of .* since version 1 was read"):
+        relabel(RelabelConfig(dataset=dataset, min_score=0.2))
+    assert versions(dataset) == [1, 2]
 
 
 def test_an_annotation_after_it_does_what_the_relabelling_could_not_give(
@@ -162,6 +219,11 @@ def test_nothing_to_relabel_from_is_said_before_any_work(
     manifest = read_manifest(str(mixed))
     other = manifest.model_copy(update={"config": {**manifest.config, "mask_threshold": 0.3}})
     (mixed / "_manifest" / "v000001.json").write_text(other.model_dump_json())
+    future = manifest.model_copy(update={"config": {**manifest.config, "telepathy": True}})
+    shutil.copytree(mixed, tmp_path / "future")
+    (tmp_path / "future" / "_manifest" / "v000001.json").write_text(future.model_dump_json())
+    with pytest.raises(OutputError, match=r"another version of segmill, .* \(telepathy\)"):
+        relabel(RelabelConfig(dataset=str(tmp_path / "future")))
     with pytest.raises(SettingsError, match=r"6 of 7 images have no embeddings of these settings"):
         relabel(RelabelConfig(dataset=str(mixed), min_score=0.1))
 

@@ -3,16 +3,18 @@
 import base64
 import hashlib
 import re
+import tracemalloc
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from io import BytesIO
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
 
-from jobs.report import report
+from jobs.report import _choose, report
 from pipeline.dataset import publish, read_manifest
 from pipeline.overview import mean_margins
 from pipeline.palette import PATTERNS, class_colours, hexadecimal, pattern_lines
@@ -25,6 +27,7 @@ from schemas.manifest import Changes, Counts, Manifest
 from schemas.meter import FlowMeter, RunMeter, StageMeter
 from schemas.report_config import ReportConfig
 from schemas.vocabulary import Vocabulary, VocabularyClass
+from tests.export_ground import lower_limits
 from tests.helpers import draw_classes
 
 HOSTILE = (
@@ -251,6 +254,13 @@ def test_image_that_is_gone_or_changed_gets_a_note(tmp_path, small):
     assert len(page.all("img", **{"class": "map"})) == 2
 
 
+def test_image_over_limits_that_were_lowered_is_shown(tmp_path, small):
+    lower_limits(small)
+    result, page = page_of(tmp_path, small)
+    assert (result.images, result.unreadable) == (2, 0)
+    assert "Image not available" not in page.text
+
+
 def test_truth_brings_a_column_figures_and_missed_classes(tmp_path, small):
     truth = np.where(PICTURE == 2, 0, PICTURE)  # no zebra in it; 255 is ignored
     (tmp_path / "truth").mkdir()
@@ -305,6 +315,35 @@ def test_the_worst_the_least_certain_and_others_evenly_are_shown(tmp_path):
     }  # fmt: skip
     assert list(picked) == [name for name in in_order if name in picked]
     assert "4 of 12 labelled: the worst, the least certain, and others spread evenly" in page.text
+
+
+def overview_of(labelled, worst, uncertain):
+    least = [SimpleNamespace(ranks=lambda ranks=ranks: ranks) for ranks in (worst, uncertain)]
+    return SimpleNamespace(labelled=labelled, worst=least[0], uncertain=least[1])
+
+
+@pytest.mark.parametrize(
+    "worst, uncertain, spread",
+    [
+        ([0, 9], [], [1, 3, 5, 7]),
+        ([4, 3], [4, 5], [0, 2, 7]),
+        ([], [], [0, 1, 3, 5, 6, 8]),
+        (list(range(9)), [9], []),
+    ],
+    ids=["both ends", "the middle", "none", "all"],
+)
+def test_others_are_spread_over_what_was_not_chosen(worst, uncertain, spread):
+    chosen = _choose(overview_of(10, worst, uncertain), 6)
+    assert [rank for rank, why in chosen.items() if why == ("spread",)] == spread
+
+
+def test_choosing_of_a_large_dataset_takes_little_memory():
+    tracemalloc.start()
+    try:
+        chosen = _choose(overview_of(10**6, [5, 999_999], [7]), 240)
+        assert len(chosen) == 240 and tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_figures_are_of_all_images_not_only_of_those_shown(tmp_path):

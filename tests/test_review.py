@@ -1,6 +1,7 @@
 """The queue of images to review, and the tasks that it is written as."""
 
 import json
+import tracemalloc
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -95,6 +96,19 @@ def test_random_images_do_not_depend_on_the_order_of_files():
     assert first != random_images(candidates(images), 10, seed=2) and len(set(first)) == 10
 
 
+def test_ids_of_many_images_take_little_memory():
+    images = {f"{n:032}": {} for n in range(10_000)}
+    tracemalloc.start()
+    try:
+        found = candidates(images)
+        assert len(random_images(found, 5, seed=1)) == 5
+        assert worthy_images(found, 5, without=["a"]) == []
+        del images
+        assert tracemalloc.get_traced_memory()[0] < 2**19
+    finally:
+        tracemalloc.stop()
+
+
 def test_rows_of_people_are_not_asked_for_again():
     rows = [{"status": "labelled", "annotator": who} for who in ("model", HUMAN)]
     assert len(of_the_model(pa.Table.from_pylist(rows))) == 1
@@ -129,6 +143,8 @@ def test_runs_of_cvat_are_read_back():
         np.testing.assert_array_equal(mask_of_runs(row_runs(mask_HW), mask_HW.shape), mask_HW)
     with pytest.raises(ValueError, match="do not cover 2 x 3"):
         mask_of_runs([1, 2], (2, 3))
+    with pytest.raises(ValueError, match="do not cover 2 x 3"):
+        mask_of_runs([-1, 7], (2, 3))
 
 
 @pytest.fixture(scope="module")
@@ -188,3 +204,24 @@ def test_without_a_model_s_labels_there_is_nothing_to_review(tmp_path):
 def test_the_command_prints_one_line_of_json(made, tmp_path, capsys):
     assert main(["review", made[1], "--output", str(tmp_path / "t.json"), "--budget", "2"]) == 0
     assert json.loads(capsys.readouterr().out)["chosen"] == {"worth": 2, "random": 0}
+
+
+def test_pixels_that_a_brush_drew_to_less_than_half_are_not_of_the_mask():
+    # One by one, in the layout of `brush_rle`: its four values of a pixel are all the same.
+    bits = f"{8:032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in (3, 7, 11, 16))
+    bits += f"000{7:03b}" + "".join(f"{value:08b}" for value in [127] * 4 + [128] * 4)
+    rle = np.packbits([int(bit) for bit in bits]).tolist()
+    assert brush_mask(rle, (1, 2)).tolist() == [[False, True]]
+
+
+def test_a_segment_without_a_margin_is_in_no_doubt():
+    images = {"a": {0: (None, None)}, "b": {0: (0.5, None), 1: (None, None)}, "c": {}}
+    assert worthy_images(candidates(images), 9) == ["b"]
+    assert worthy_images(candidates(images), 9, without={"b"}) == []
+
+
+def test_each_segment_keeps_its_class_whatever_the_order_of_images():
+    images = {f"{n}": {0: (0.5, None)} for n in range(1, 9)}
+    # Of two files, the last of which holds the first of all ids.
+    found = candidates(dict(reversed(images.items())) | {"0": {1: (0.5, None)}})
+    assert worthy_images(found, 1) == ["0"]

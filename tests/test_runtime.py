@@ -2,16 +2,24 @@
 
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pyarrow as pa
 import pytest
 
+import pipeline.runtime.flow
 from pipeline import runtime
+from pipeline.meter import Spent
 from pipeline.parts import recorded_parts
+from pipeline.runtime import board
+from pipeline.runtime.board import TASKS, Board, Crew
+from pipeline.runtime.metrics import FlowMetrics
 from pipeline.stages.rows import is_quarantined
 from schemas.annotation import ANNOTATED, DECODED, LABELLED, image_id, table_from_rows
 from schemas.errors import ModelError, SegmillError
@@ -117,6 +125,64 @@ def run(
     assert sum(part.images.rows for part in parts) == total
     assert seen[-1]["write"] == total
     return dataset
+
+
+@dataclass(frozen=True)
+class Slow(Mark):
+    """A stage that takes its time."""
+
+    def __call__(self, images: pa.Table, /) -> pa.Table:
+        time.sleep(0.2)
+        return super().__call__(images)
+
+
+def test_a_cluster_that_grows_while_a_flow_runs_is_metered_by_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A head alone at the start.
+    sizes = chain([(1, 1)], repeat((7, 9)))
+    monkeypatch.setattr(pipeline.runtime.flow, "_size", lambda flow: next(sizes))
+    monkeypatch.setattr(pipeline.runtime.flow, "started_here", lambda: False)
+    table = pa.Table.from_pylist(
+        [{"path": "", "row_group": 0, "image_ids": [f"{unit}"]} for unit in range(8)]
+    )
+    stage = runtime.Placement(Slow(str(tmp_path / "log")), batch_size=1, actors=1)
+    flow = runtime.Flow(table, 8, Names(), [stage])
+    result = runtime.run_flow(flow, str(tmp_path / "labels"), "run", 4, lambda done: None)
+    assert result.meter is not None
+    assert result.meter.cores > 1
+    assert [stage.workers > 1 for stage in result.meter.stages] == [True, False, True]
+
+
+def test_workers_of_tasks_count_for_as_long_as_they_were_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, planned = [0.0], []
+
+    class Metrics(FlowMetrics):
+        def plan(self, workers: Mapping[str, int], images: int) -> None:
+            planned.append((dict(workers), images))
+
+    monkeypatch.setattr(board, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(board, "FlowMetrics", Metrics)
+    pool_of = {"decode": TASKS, "mark": "mark", "write": TASKS}
+    flow_board = Board(Crew("run", 40, pool_of, {"mark": 2, TASKS: 1}, cores=1))
+    for at, size in ((0.5, (1, 1)), (15.0, (9, 12)), (16.0, (9, 12))):
+        now[0] = at
+        flow_board.resize(*size)
+    for at, step, busy_s in ((11.0, "decode", 1.0), (20.0, "decode", 40.0), (20.0, "write", 5.0)):
+        now[0] = at
+        flow_board.add({step: Spent(20, 0, busy_s, busy_s)})
+    meter = flow_board.meter()
+    assert meter is not None
+    # One for five seconds, then nine for five; 6.5 cores.
+    decode, write = meter.stages
+    assert (decode.workers, write.workers, meter.cores) == (5, 5, 7)
+    assert decode.worker_s == write.worker_s == 50.0
+    assert planned == [
+        ({"decode": 1, "mark": 2, "write": 1}, 40),
+        ({"decode": 9, "mark": 2, "write": 9}, 40),
+    ]
 
 
 def rows_of_parts(dataset: str) -> dict[str, dict[str, Any]]:

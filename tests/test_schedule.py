@@ -81,6 +81,25 @@ def test_norms_and_embeddings_do_not_decay_and_the_backbone_is_slow(model):
         assert found[name] == expected, name
 
 
+def test_positions_of_a_swin_do_not_decay():
+    options = {
+        "embed_dim": 16,
+        "depths": (1, 1, 1, 1),
+        "num_heads": (1, 1, 2, 2),
+        "use_absolute_embeddings": True,
+    }
+    backbone = BackboneConfig(kind="swin", name="swin-tiny", options=options)
+    model = MaskFormer(TINY.model_copy(update={"backbone": backbone}))
+    names = {id(value): name for name, value in model.named_parameters()}
+    undecayed = {
+        names[id(value)].rpartition(".")[2]
+        for group in PaperOptimiser().groups(model)
+        for value in group["params"]
+        if not group["weight_decay"]
+    }
+    assert undecayed == {"weight", "bias", "relative_position_bias_table", "position_embeddings"}
+
+
 def test_what_is_frozen_is_in_no_group(model):
     model.backbone.requires_grad_(False)
     frozen = {id(value) for value in model.backbone.parameters()}

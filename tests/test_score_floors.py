@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from pipeline.evaluation.score_floors import Checked, Promise, find_floor, find_floors
+from pipeline.evaluation.score_floors import (
+    Checked,
+    OnePerImage,
+    Promise,
+    find_floor,
+    find_floors,
+)
 
 RESAMPLES = 200
 EACH = Promise(0.9, 0.95, for_all=False)
@@ -115,6 +121,35 @@ def test_the_lower_bound_is_that_of_clopper_and_pearson():
     floor = find_floor(scores, scores, np.arange(100) < 97, EACH)
     assert (floor.kept, floor.correct, floor.score) == (100, 97, 1.0)
     assert floor.lower_bound == pytest.approx(0.9242, abs=5e-4)  # table of exact one-sided bounds
+
+
+def test_the_test_passes_from_the_least_number_of_correct_ones_that_is_rare_enough():
+    # At a precision of 0.9 that many or more of 100 are right by a chance of 0.058, and of 0.024.
+    scores = np.ones(100)
+    assert find_floor(scores, scores, np.arange(100) < 95, EACH).score is None
+    assert find_floor(scores, scores, np.arange(100) < 96, EACH).score == 1.0
+
+
+def test_the_rare_classes_together_are_one_more_group():
+    promise = Promise(0.9, 0.95, for_all=True)
+    scores, correct = np.ones(100), np.arange(100) < 97
+    checked = {
+        0: Checked(np.arange(100), scores, correct),
+        1: Checked(np.arange(5), np.ones(5), np.ones(5, bool)),
+    }
+    found = find_floors(checked, {0: scores, 1: np.ones(5)}, promise)
+    alone = find_floor(scores, scores, correct, promise, groups=2)
+    assert found[0] == alone and found[0].basis == "own"
+    assert alone.lower_bound < find_floor(scores, scores, correct, promise).lower_bound - 0.005
+    only = find_floors({0: checked[0]}, {0: scores}, promise)  # and where none is rare, it is not
+    assert only[0] == find_floor(scores, scores, correct, promise)
+
+
+def test_every_segment_is_tested_as_often_as_any_other():
+    images = np.repeat([0, 1], [10, 1])
+    drawn = np.stack([OnePerImage(images, seed)(np.ones(11, bool)) for seed in range(2000)])
+    assert drawn.mean(axis=0) == pytest.approx(0.1, abs=0.03)
+    assert drawn[:, :10].sum(axis=1).max() == 1
 
 
 def test_rare_classes_are_tested_together_on_one_segment_an_image():

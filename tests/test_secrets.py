@@ -89,6 +89,35 @@ def test_a_secret_is_taken_out_of_a_text(
     assert hide_all_secrets({"a": text, "b": 1}) == {"a": hide_secrets(text), "b": 1}
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "AWS_SECRET_ACCESS_KEY",
+        "AZURE_STORAGE_CONNECTION_STRING",
+        "AZURE_STORAGE_ACCOUNT_KEY",
+        "WANDB_API_KEY",
+        "HF_TOKEN",
+        "DB_PASSWORD",
+        "GOOGLE_CREDENTIALS",
+        "OSS_ACCESSKEY",
+        "apikey",
+    ],
+)
+def test_what_a_variable_of_a_secrets_name_holds_is_taken_out(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, PASSWORD)
+    assert hide_secrets(f"with {PASSWORD}, twice {PASSWORD}") == "with ***, twice ***"
+
+
+def test_what_other_variables_and_short_ones_hold_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLACE_OF_LABELS", "labels-of-today")
+    monkeypatch.setenv("HF_TOKEN", "sevenof")
+    assert hide_secrets("labels-of-today sevenof") == "labels-of-today sevenof"
+    monkeypatch.setenv("HF_TOKEN", "eight-of")
+    assert hide_secrets("eight-of") == "***"
+
+
 def test_logs_and_tracebacks_hide_secrets(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

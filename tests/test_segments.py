@@ -132,7 +132,15 @@ def test_a_map_without_any_evidence_has_no_segments():
 def test_a_score_that_rounding_lifts_above_one_is_one():
     classes_HW = draw_classes("00")
     scores_HW = scores_like(classes_HW, np.nextafter(np.float32(1), np.float32(2)))
-    assert encode_segments(classes_HW, scores_HW, NAMES, 0.0)[0]["score"] == 1.0
+    segment = encode_segments(classes_HW, scores_HW, NAMES, 0.0, margins_HW=scores_HW)[0]
+    assert (segment["score"], segment["margin"]) == (1.0, 1.0)
+
+
+def test_a_run_that_goes_on_at_the_top_of_the_next_column_reaches_the_top():
+    # No other run of the class does: the first one of its column is of another class.
+    classes_HW = draw_classes("10.", "20.", "0..", "0..")
+    sky = encode_segments(classes_HW, scores_like(classes_HW), NAMES, 0.0)[0]
+    assert (sky["label"], sky["area"], sky["box"]) == ("sky", 4, [0, 0, 2, 4])
 
 
 def test_overlapping_segments_are_refused():

@@ -24,7 +24,13 @@ from pipeline.training.class_cap import ClassCap
 from pipeline.training.labelled_images import LabelledImages
 from pipeline.truth import read_indices
 from schemas.annotate_config import AnnotateConfig
-from schemas.errors import ModelError, OutputError, SettingsError, VocabularyError
+from schemas.errors import (
+    ModelError,
+    OutputError,
+    SettingsError,
+    SourceError,
+    VocabularyError,
+)
 from schemas.self_training_config import TrainSelfTrainingConfig
 from schemas.vocabulary import Vocabulary
 from tests.training_sets import SEED, add, write_vocabulary
@@ -318,6 +324,36 @@ def test_a_dataset_that_cannot_be_labelled_again_is_refused(settings, republishe
     oracle = republished(config={**config, "oracle_truth": str(world / "set" / "masks")})
     with pytest.raises(SettingsError, match="labels of an oracle"):
         SelfTrainingPlan.of(settings(labels=oracle))
+
+
+def test_the_comparison_runs_on_the_machines_of_the_self_training(settings, republished, world):
+    config = read_manifest(str(world / "labels")).config
+    of_a_cluster = {"address": "auto", "propose_resources": {"propose": 1.0}, "ship_code": True}
+    labels = republished(config={**config, **of_a_cluster, "extensions": ["jpg"]})
+    plan = SelfTrainingPlan.of(settings(labels=labels))
+    for found in (plan.comparison("before"), plan.comparison("after")):
+        assert AnnotateConfig.model_validate(found.model_dump()) == found
+        assert (found.address, found.propose_resources) == ("local", {})
+        assert found.extensions == plan.config.extensions
+
+
+def test_images_to_compare_on_are_found_before_any_work(settings, world, tmp_path):
+    with pytest.raises(SourceError, match=r"val holds no images; 2 files have other extensions"):
+        SelfTrainingPlan.of(settings(extensions=("jpg",))).begin()
+    train, val = (
+        {kind: world / "set" / kind / split for kind in ("images", "masks")}
+        for split in ("train", "val")
+    )
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(val["masks"] / "000.png", other / "another.png")
+    config = settings(
+        dataset=None, **train, vocabulary=world / "set" / "vocabulary.yaml",
+        eval_images=val["images"], eval_masks=other,
+    )  # fmt: skip
+    with pytest.raises(SettingsError, match=r"no image of .*val has a truth in .*other"):
+        SelfTrainingPlan.of(config).begin()
+    assert not config.output.exists()
 
 
 def test_the_proposer_of_the_labels_may_be_in_a_store(settings, republished, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-from pipeline.sources import ListRules, source_place, walk
+from pipeline.sources import ListRules, _matching, source_place, walk
 from pipeline.stages.fetch import FetchDecode
 from pipeline.web import WebAccess
 from schemas.annotate_config import SourceSettings
@@ -377,6 +377,48 @@ def test_a_list_of_a_store_names_no_local_file_unless_it_is_trusted(s3_server, f
         take_inventory("s3://lists/bad.txt", EXTENSIONS)
     trusted = take_inventory("s3://lists/bad.txt", EXTENSIONS, ListRules(trusted=True))
     assert len(trusted.images) == 2
+
+
+@pytest.fixture
+def photos_in_s3(s3_server):
+    fs = s3fs.S3FileSystem()
+    fs.makedirs("globs", exist_ok=True)
+    for name in ("a.jpg", "b.png", "x1/", "x1/a.jpg", "x1/deep/a.jpg", "x2/b.jpg", "y/a.jpg"):
+        fs.pipe_file(f"globs/photos/{name}", b"1")
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize(
+    "pattern, expected, listed",
+    [
+        ("photos/*.jpg", ["photos/a.jpg"], ["photos/"]),
+        ("photos/*", ["photos/a.jpg", "photos/b.png"], ["photos/"]),
+        ("photos/x*/a.jpg", ["photos/x1/a.jpg"], ["photos/", "photos/x1/", "photos/x2/"]),
+        (
+            "photos/x[1]/*/?.jpg",
+            ["photos/x1/deep/a.jpg"],
+            ["photos/", "photos/x1/", "photos/x1/deep/"],
+        ),
+        ("p*/*.png", ["photos/b.png"], ["", "photos/"]),
+        ("photos/x*/**/a.jpg", ["photos/x1/a.jpg", "photos/x1/deep/a.jpg"], ["photos/"]),
+        ("absent/*.jpg", [], ["absent/"]),
+    ],
+    ids=["one level", "any name", "of folders", "deep", "from the bucket", "all levels", "none"],
+)
+def test_a_glob_in_s3_is_read_page_by_page(photos_in_s3, monkeypatch, pattern, expected, listed):
+    asked, pages = [], s3fs.S3FileSystem._iterdir
+
+    def noting(fs, bucket, max_items=None, delimiter="/", prefix="", versions=False):
+        if max_items is None:  # else it is asked whether there is a folder
+            asked.append(prefix)
+        return pages(fs, bucket, max_items, delimiter, prefix, versions)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_iterdir", noting)
+    fs = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
+    found = [info["name"] for info in _matching(fs, f"globs/{pattern}")]
+    assert found == [f"globs/{name}" for name in expected] and asked == listed
+    monkeypatch.setattr(fs, "ls", None)  # which holds a whole folder
+    assert len(list(_matching(fs, f"globs/{pattern}"))) == len(expected)
 
 
 def test_the_place_of_a_source_is_where_its_uris_begin(tmp_path, monkeypatch):

@@ -264,6 +264,21 @@ def test_a_failure_that_all_rows_share_is_raised():
         isolate(fail, numbered(3), "propose")
 
 
+def test_a_failure_that_all_sizes_of_images_share_is_raised():
+    class Broken:
+        def propose(self, images):
+            raise RuntimeError("CUDA error: unspecified launch failure")
+
+    stage = Propose("felzenszwalb", None, 32, "float16")
+    stage.__dict__["model"] = Broken()
+    rows = [decoded_row(str(width), 9, width) for width in (64, 96, 128)]
+    with pytest.raises(RuntimeError, match="unspecified launch failure"):
+        stage(table_from_rows(rows, DECODED))
+    # One alone may be the image's fault.
+    (found,) = stage(table_from_rows(rows[:1], DECODED)).to_pylist()
+    assert (found["status"], found["n_proposals"]) == (QUARANTINED, 0)
+
+
 def test_a_gpu_out_of_memory_gets_smaller_batches():
     sizes = []
 
@@ -546,18 +561,19 @@ class Brightness:
         return [Proposals(values_1hw.log()) for values_1hw in grey]
 
 
-def decoded_row(name, value):
-    image = np.full((32, 64, 3), value, np.uint8)
+def decoded_row(name, value, width=64):
+    image = np.full((32, width, 3), value, np.uint8)
     return {
-        "image_id": name, "uri": name, "status": LABELLED, "height": 32, "width": 64,
-        "image": image.tobytes(), "image_height": 32, "image_width": 64,
+        "image_id": name, "uri": name, "status": LABELLED, "height": 32, "width": width,
+        "image": image.tobytes(), "image_height": 32, "image_width": width,
     }  # fmt: skip
 
 
-def test_an_image_whose_masks_are_not_finite_is_quarantined_and_the_others_are_not():
+@pytest.mark.parametrize("width", [64, 128], ids=["with the others", "alone of its size"])
+def test_an_image_whose_masks_are_not_finite_is_quarantined_and_the_others_are_not(width):
     stage = Propose("felzenszwalb", None, 32, "float16")
     stage.__dict__["model"] = Brightness()
-    rows = [decoded_row(name, value) for name, value in (("a", 9), ("black", 0), ("b", 7))]
+    rows = [decoded_row("a", 9), decoded_row("black", 0, width), decoded_row("b", 7)]
     found = by_name(stage(table_from_rows(rows, DECODED)))
     assert [row["status"] for row in found.values()] == [LABELLED, QUARANTINED, LABELLED]
     assert found["black"]["error"]["code"] == "model_failure"

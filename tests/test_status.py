@@ -39,11 +39,13 @@ def look(dataset, **settings):
     return status(StatusConfig(dataset=dataset, **settings))
 
 
-def ended(dataset, hours_ago, outcome="published", error=None):
+def ended(dataset, hours_ago, outcome="published", error=None, **changes):
     """Leave the record of a run that ended so long ago, and return its id."""
     then = datetime.now(UTC) - timedelta(hours=hours_ago)
     run_id = f"{then:%Y%m%dT%H%M%SZ}-{os.urandom(3).hex()}"
-    end = RunEnd(run_id=run_id, started=then, ended=then, outcome=outcome, version=1, error=error)
+    end = RunEnd(
+        run_id=run_id, started=then, ended=then, outcome=outcome, version=1, error=error, **changes
+    )
     write_bytes(dataset, f"_runs/{run_id}/end.json", end.model_dump_json().encode())
     return run_id
 
@@ -136,6 +138,55 @@ def test_a_schedule_that_has_stopped_is_stale(dataset):
     assert look(dataset, max_age_hours=26.0).problems == ()
 
 
+@pytest.mark.parametrize("command", ["correct", "relabel"])
+def test_what_reads_no_source_hides_no_run_that_failed(dataset, command):
+    publish(dataset, manifest_of(write(dataset, labelled("a")), age_hours=100))
+    night = ended(dataset, hours_ago=6, outcome="failed", error="no store")
+    start = RunStart(run_id=night, started=datetime.now(UTC), images=9, to_do=8)
+    write_bytes(dataset, f"_runs/{night}/start.json", start.model_dump_json().encode())
+    by_hand = ended(dataset, hours_ago=1, command=command)
+    more = write(dataset, labelled("a"), labelled("b"))
+    publish(dataset, manifest_of(more, version=2, run_id=by_hand, age_hours=1))
+    result = look(dataset, max_age_hours=26.0)
+    assert [(run.command, run.state) for run in result.runs] == [
+        (command, "published"), ("annotate", "failed"),
+    ]  # fmt: skip
+    assert result.left == 8
+    assert result.manifest.version == 2
+    # There is no record of the run that made version 1.
+    assert result.age_s == pytest.approx(100 * 3600, abs=60)
+    first, second = result.problems
+    assert first == f"the last run, {night}, was failed: no store"
+    assert "no annotation has ended well for 26 h; the last time was 4 days" in second
+    ended(dataset, hours_ago=0)
+    ended(dataset, hours_ago=-1, outcome="failed", command=command)
+    assert (look(dataset, max_age_hours=26.0).problems, look(dataset).left) == ((), 0)
+
+
+def test_a_vacuum_is_no_run_that_must_end_well(dataset):
+    ended(dataset, hours_ago=2)
+    with DatasetLock(dataset, f"vacuum-{new_run_id()}", 60.0, "vacuum"):
+        result = look(dataset)
+    assert [(run.command, run.state) for run in result.runs] == [
+        ("vacuum", "running"), ("annotate", "published"),
+    ]  # fmt: skip
+    assert (result.left, result.problems) == (0, ())
+
+
+def test_a_vacuum_that_was_killed_is_shown_and_no_problem(dataset):
+    publish(dataset, manifest_of(write(dataset, labelled("a"))))
+    ended(dataset, hours_ago=2)
+    code = (
+        "import os, sys, jobs.vacuum as job; from schemas.upkeep_config import VacuumConfig; "
+        "job.delete_files = lambda *_: os.kill(os.getpid(), 9); "
+        "job.vacuum(VacuumConfig(dataset=sys.argv[1], delete=True))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, dataset], check=False).returncode == -9
+    result = look(dataset)
+    assert (result.runs[0].command, result.runs[0].state) == ("vacuum", "killed")
+    assert (result.left, result.problems) == (0, ())
+
+
 def test_what_is_shown_does_not_decide_what_is_well(dataset):
     publish(dataset, manifest_of(write(dataset, labelled("a")), age_hours=100))
     ended(dataset, hours_ago=24, outcome="unchanged")
@@ -175,8 +226,8 @@ def test_a_monitor_reads_one_line_and_an_exit_code(tmp_path, capsys):
     assert len(values["problems"]) == 2 and values["lock"]["alive"]
     assert [run["state"] for run in values["runs"]] == ["running", "failed"]
     assert values["runs"][1] | {"started": 0, "ended": 0} == {
-        "run_id": failed, "state": "failed", "started": 0, "ended": 0, "to_do": None,
-        "error": "no [store]",
+        "run_id": failed, "command": "annotate", "state": "failed", "started": 0, "ended": 0,
+        "to_do": None, "error": "no [store]",
     }  # fmt: skip
     assert failed in err and "no [store]" in err and "the lock is held by r" in err
     ended(dataset, hours_ago=0, outcome="unchanged")

@@ -7,13 +7,17 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.storage import (
+    credentials,
     describe,
     full_uri,
     hide_secrets,
+    join_signature,
     open_store,
     split_signature,
     store_errors,
+    trust,
 )
+from pipeline.web import WebAccess
 from schemas.errors import OutputError, PublicationError, SourceError
 
 
@@ -161,3 +165,23 @@ def test_a_directory_that_cannot_be_written_is_told(tmp_path):
         store_errors("write to", "x", OutputError),
     ):
         os.makedirs(tmp_path / "file" / "x")
+
+
+@pytest.mark.parametrize(
+    "url, level",
+    [("/x", 2), ("file:///x", 2), ("memory://x", 2), ("s3://b/x", 1), ("https://h/x", 0)],
+)
+def test_this_machine_is_trusted_more_than_a_bucket_and_that_more_than_the_web(url, level):
+    fs, _ = open_store(url, SourceError, WebAccess(False, 5))
+    assert trust(fs) == level
+
+
+@pytest.mark.parametrize("query", ["a=1&sig=x&se=2", "sig=x&se=2", "a=1", ""])
+def test_a_signature_is_joined_to_its_url_again(query):
+    url = f"https://host/a?{query}".removesuffix("?")
+    assert join_signature(*split_signature(url)) == url
+
+
+def test_credentials_are_what_of_a_signature_stays_at_the_next_signing():
+    assert credentials("token=a&X-Amz-Date=1&sig=x&password=b") == "token=a&password=b"
+    assert credentials("X-Amz-Signature=x") == credentials(None) == ""

@@ -24,6 +24,7 @@ from pipeline.prompts import LearnedPrompt, load_prompts
 from pipeline.stages.fetch import FetchDecode
 from pipeline.stages.propose import Propose
 from pipeline.synthetic import VOCABULARY, seen_flags
+from pipeline.training import world as training_world
 from pipeline.training.checkpoint import steps_saved
 from pipeline.training.proposal_loop import train
 from pipeline.training.proposal_training import ProposalTraining
@@ -35,7 +36,9 @@ from schemas.annotate_config import SourceSettings
 from schemas.errors import ModelError, OutputError, SettingsError, TrainingError, VocabularyError
 from schemas.training_config import TrainProposalsConfig
 from schemas.vocabulary import Vocabulary
+from tests import downloads
 from tests.helpers import take_inventory
+from tests.test_datasets import prepared as prepared_download
 from tests.training_sets import (
     CROP,
     SMALL,
@@ -287,6 +290,63 @@ def test_an_image_without_a_map_and_a_map_without_an_image_are_refused(settings,
         findings(settings(dataset=copy))
 
 
+@pytest.fixture
+def own(tmp_path):
+    """A data set as `datasets prepare` writes it: of its four images two show a seen class."""
+    downloads.folder(tmp_path / "own")
+    (tmp_path / "own" / "classes.txt").write_text("sky [seen]\ncat [unseen]\ntree [seen]\n")
+    (tmp_path / "own" / "masks" / "train" / "c.png").unlink()
+    downloads.save_map(tmp_path / "own" / "masks" / "train" / "c.png", downloads.fill(1, 1, 1))
+    return prepared_download("folder", tmp_path / "own", vocabulary=tmp_path / "own/classes.txt")
+
+
+def test_maps_of_the_seen_classes_alone_are_learned_from_as_prepare_wrote_them(settings, own):
+    config = settings(dataset=own, split="train_base", short_edges=(96,))
+    plan = ProposalTrainingPlan.of(config)
+    assert plan.vocabulary.names == plan.seen.names == ("sky", "tree")
+    found = plan.findings(Quiet())
+    # Of image c no map was written, since it shows the unseen class alone.
+    assert [finding.pair.mask for finding in found] == ["a.png", "deep/b.png"]
+    assert [finding.positions for finding in found] == [(0,), (1,)]
+    (own / "masks" / "train_base" / "a.png").unlink()
+    with pytest.raises(SettingsError, match=r"train_base has 1 label maps, dataset.json says 2"):
+        findings(settings("again", dataset=own, split="train_base"))
+
+
+def test_a_prepared_split_is_not_read_with_other_classes(settings, own):
+    changed = {"dataset": own, "vocabulary": own / "vocabulary.yaml"}
+    with pytest.raises(SettingsError, match=r"vocabulary.yaml has 3 classes; the maps of .* the 2"):
+        findings(settings(**changed, split="train_base"))
+    with pytest.raises(SettingsError, match="no split 'test'; it has train, train_base, val"):
+        findings(settings(dataset=own, split="test"))
+
+
+def test_maps_of_more_than_255_classes_are_learned_from_as_prepare_wrote_them(settings, tmp_path):
+    names = "".join(f"class {number}\n" for number in range(300))
+    (tmp_path / "classes.txt").write_text(names)
+    downloads.save_photo(tmp_path / "images" / "a.jpg")
+    downloads.save_map(tmp_path / "masks" / "a.png", downloads.fill(255, 299, 65535), np.uint16)
+    root = prepared_download("folder", tmp_path, vocabulary=tmp_path / "classes.txt")
+    config = settings(dataset=root)
+    (found,) = findings(config)
+    assert found.positions == (255, 299)
+    assert ProposalTrainingPlan.of(config)._deciding()["ignore_label"] == 65535
+
+
+def test_a_file_of_weights_that_does_not_fit_is_refused_before_any_work(settings, tmp_path):
+    torch.save({"stem.conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ModelError, match=r"other\.pth does not fit the backbone: missing res2"):
+        ProposalTrainingPlan.of(settings(backbone_weights=tmp_path / "other.pth"))
+
+
+def test_a_file_that_one_worker_lacks_ends_all(settings, prepared, monkeypatch):
+    problem = "there is no file R-103.pkl"
+    training = prepared(settings())
+    monkeypatch.setattr(training_world, "gathered", lambda own: [*own, problem])
+    with pytest.raises(ModelError, match=problem):
+        train(training, CPU, nothing)
+
+
 def test_two_files_of_one_name_are_refused(settings, copy):
     shutil.copy(copy / "images" / "train" / "003.png", copy / "images" / "train" / "003.jpg")
     with pytest.raises(SettingsError, match=r"003\.jpg and 003\.png .* the same name"):
@@ -343,7 +403,7 @@ def test_nothing_to_learn_from_is_refused(settings, copy):
         ({"split": "val"}, SettingsError, "there is no directory .*images/val"),
         ({"vocabulary": "no.yaml"}, VocabularyError, "no.yaml"),
         ({"clip": "none"}, ModelError, "'none' is no architecture"),
-        ({"backbone_weights": "no.pth"}, ModelError, "no weights at .*no.pth"),
+        ({"backbone_weights": "no.pth"}, ModelError, "there is no file .*no.pth"),
         ({"prompts": "no.txt"}, SettingsError, "no.txt"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -13,11 +13,20 @@ from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader
 
-from pipeline.training_data import GroupSampler, VersionImages
+from pipeline.dataset import read_manifest
+from pipeline.exports.pictures import LeftOut
+from pipeline.training_data import GroupSampler, SampleReader, VersionImages, read_group
 from schemas.errors import OutputError, SettingsError, TrainingError
 from schemas.export_config import TrainingDataConfig
 from tests.dataset_checks import rows_of
-from tests.export_ground import NAMES, publish_ground, truth_of
+from tests.export_ground import (
+    NAMES,
+    ReadRowGroups,
+    lower_limits,
+    publish_ground,
+    publish_packed,
+    truth_of,
+)
 
 Maps = dict[str, NDArray[Any]]
 
@@ -132,6 +141,31 @@ def test_an_image_that_changed_is_named(tmp_path: Path) -> None:
         [images[index] for index in range(2)]
     with pytest.raises(IndexError):
         images[2]
+
+
+def test_row_groups_of_images_in_a_parquet_file_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = publish_packed(tmp_path, 24, 4)
+    images = VersionImages(config(dataset))
+    read = ReadRowGroups(monkeypatch)
+    ids = {images[index]["image_id"] for index in GroupSampler(images, seed=0)}
+    assert len(ids) == 24 and sorted(read) == list(range(6))
+    # In the order of their numbers, as Ray Data asks for them, only the newest one is kept.
+    read = ReadRowGroups(monkeypatch)
+    reader = SampleReader.of(config(dataset), read_manifest(dataset, None))
+    (group,) = images.groups
+    table = read_group(dataset, group.path, group.group)
+    for row in table.take(group.rows).to_pylist():
+        assert not isinstance(reader.sample(row), LeftOut)
+    assert read == list(range(6))
+
+
+def test_limits_that_were_lowered_lose_no_image(tmp_path: Path) -> None:
+    dataset = publish_ground(tmp_path, ("a.png", "b.png"))
+    lower_limits(dataset)
+    images = VersionImages(config(dataset))
+    assert len({images[index]["image_id"] for index in range(2)}) == 2
 
 
 @pytest.mark.ray

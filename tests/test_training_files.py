@@ -1,7 +1,10 @@
 """What a training reads and leaves: order of images, first weights, checkpoints, the log."""
 
 import json
+import pickle
+import re
 
+import numpy as np
 import pytest
 import torch
 from torchvision.models import resnet50
@@ -37,6 +40,26 @@ def test_a_backbone_takes_the_weights_of_torchvisions_classifier(tmp_path):
         stem = expected.maxpool(expected.relu(expected.bn1(expected.conv1(pixels))))
         layers = expected.layer4(expected.layer3(expected.layer2(expected.layer1(stem))))
         torch.testing.assert_close(backbone.eval()(pixels)[-1], layers)
+
+
+@pytest.mark.parametrize("stem", ["basic", "deeplab"])
+def test_a_backbone_takes_the_weights_of_detectron2s_classifiers(tmp_path, stem):
+    """Under the names that its models have, with the layer that the classifier ends in."""
+    options = {**SMALL.backbone.options, "stem": stem}
+    config = SMALL.backbone.model_copy(update={"options": options})
+    source, backbone = (build_backbone(config)[0] for _ in range(2))
+    weights = {"stem.fc.weight": np.zeros((5, 64)), "stem.fc.bias": np.zeros(5)}
+    for name, value in source.state_dict().items():
+        name = re.sub(r"bn(\d)\.", r"conv\1.norm.", name)
+        name = name.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
+        weights[name] = value.numpy()
+    weights["stem.conv1.norm.num_batches_tracked"] = np.array(0)
+    assert "res2.0.shortcut.norm.weight" in weights
+    content = {"model": weights, "__author__": "torchvision", "matching_heuristics": True}
+    (tmp_path / "R.pkl").write_bytes(pickle.dumps(content))
+    load_backbone(backbone, tmp_path / "R.pkl")
+    expected = source.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in backbone.state_dict().items())
 
 
 def test_a_backbone_takes_its_own_names_and_refuses_what_does_not_fit(tmp_path):

@@ -8,6 +8,8 @@ from pipeline import fusion
 from pipeline.fusion import label_map
 from pipeline.masks import SoftMasks, mask_probs
 from pipeline.models.clip import ClipSource
+from pipeline.segments import KeptLabels
+from pipeline.stages import label, soft_masks
 from pipeline.stages.compact import compacted
 from pipeline.trust import HeadScores, divergence, segment_trust, stability
 from schemas.annotation import EMBEDDED, table_from_rows
@@ -121,6 +123,22 @@ def test_both_encodings_give_nearly_the_same_measures():
             found = compact[name][measure]
             assert found == pytest.approx(exact[name][measure], abs=tolerance), (name, measure)
             assert 0 <= found <= 1
+
+
+def test_the_quick_labels_of_the_host_are_taken_to_the_masks(monkeypatch):
+    # "meta" stands in for a GPU: as there, what is on it cannot be mixed with what is not.
+    for module in (label, soft_masks):
+        monkeypatch.setattr(module, "pick_device", lambda: "meta")
+    quick = KeptLabels(np.zeros((60, 90), np.int64), np.ones(9), np.ones(9))
+    monkeypatch.setattr(label, "quick_labels", lambda *arguments: quick)
+    found = []
+
+    def trust(scores, masks, kept_HW, classes_N):
+        found.extend((scores.fused_QK, masks.logits_Qhw, kept_HW, classes_N))
+
+    monkeypatch.setattr(label, "segment_trust", trust)
+    assert list(segments_of(0.6, "compact")) == ["thing 0"]
+    assert [values.device.type for values in found] == ["meta"] * 4
 
 
 def test_rows_without_query_head_have_margins_and_no_disagreement():

@@ -16,13 +16,23 @@ from jobs.vacuum import vacuum
 from jobs.verify import verify
 from pipeline.dataset import publish, read_manifest, versions
 from pipeline.files import list_files, write_bytes
+from pipeline.fingerprints import Fingerprints
 from pipeline.lock import DatasetLock
-from pipeline.parts import Share, merge_images, recorded_parts, write_images, write_part
+from pipeline.parts import (
+    Share,
+    merge_images,
+    recorded_parts,
+    write_corrections,
+    write_images,
+    write_part,
+)
 from pipeline.planner import Planner
 from pipeline.segments import encode_segments
+from pipeline.text_vectors import Texts, write_texts
 from schemas.annotation import (
     ANNOTATED,
     ANNOTATED_AND_EMBEDDED,
+    CORRECTIONS,
     INVENTORY,
     LABELLED,
     QUARANTINED,
@@ -38,6 +48,7 @@ from tests.test_manifest import MANIFEST
 
 CLASSES = draw_classes("001", "021")
 NAMES = ("sky", "cat", "tree")
+DRAFT = f"{'0a' * 12}.parquet.{'0b' * 16}.draft"
 
 
 def labelled(uri, **changes):
@@ -212,7 +223,7 @@ def aged(dataset):
     for number in (1, 2, 3):
         write_bytes(dataset, f"_runs/run-{number}/config.json", b"{}")
     lost = write_part(dataset, "lost", table_from_rows([labelled("d")], ANNOTATED))
-    write_bytes(dataset, "images/run=lost/part.parquet.0a.draft", b"half")
+    write_bytes(dataset, f"images/run=lost/part-{DRAFT}", b"half")
     for path in list_files(dataset, ""):
         os.utime(Path(dataset) / path, (1, 1))
     young = write(dataset, labelled("e"), run="young")
@@ -325,6 +336,21 @@ def test_vacuum_deletes_records_with_the_parts_of_a_run_that_published(dataset):
     assert (recorded_parts(dataset), taken_over(dataset)) == ({}, {merged.path})
 
 
+@pytest.mark.parametrize("keeps, left", [(None, set()), ("exact", {"a"})], ids=["none", "kept"])
+def test_embeddings_that_are_gone_are_as_if_none_had_been_kept(dataset, caplog, keeps, left):
+    parts = [part_of(dataset, "run-1", uri) for uri in "ab"]
+    embeddings = tuple(part.embeddings for part in parts)
+    publish(dataset, manifest_of(*(part.images for part in parts), embeddings=embeddings))
+    (Path(dataset) / embeddings[0].path).unlink()
+    with Planner(FINGERPRINTS, 256, 1, keeps) as planner:
+        rows = [{"image_id": image_id(uri), "uri": uri} for uri in "ab"]
+        planner.add_inventory([table_from_rows(rows, INVENTORY)])
+        take_over(planner, dataset, read_manifest(dataset), ())
+        assert set(planner.preview(9).sample["uri"].to_pylist()) == left
+        assert planner.embeddings() == [embeddings[1]]
+    assert "1 of 2 files of embeddings are gone" in caplog.text
+
+
 @pytest.mark.parametrize("young", ["images", "embeddings", "record"])
 def test_vacuum_keeps_or_deletes_a_part_whole(dataset, young):
     publish(dataset, manifest_of(write(dataset, labelled("a"))))
@@ -351,6 +377,67 @@ def test_vacuum_deletes_records_before_the_files_that_they_name(dataset, monkeyp
         "_runs", "images", "embeddings",
     ]  # fmt: skip
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "images/train/0.jpg",
+        "images/run=5/0.jpg",
+        "images/run=5/part-0.parquet",
+        f"images/deep/run=5/part-{DRAFT}",
+        "embeddings/mine.npz",
+        "corrections/notes.txt",
+        "_manifest/notes.json",
+    ],
+)
+def test_vacuum_leaves_alone_what_segmill_did_not_write(dataset, path):
+    publish(dataset, manifest_of(write(dataset, labelled("a"))))
+    write_bytes(dataset, path, b"a photo")
+    make_old(dataset)
+    assert vacuum(VacuumConfig(dataset=dataset, delete=True)).files == ()
+    assert path in list_files(dataset, "")
+
+
+def test_vacuum_deletes_leftovers_of_every_kind(dataset):
+    publish(dataset, manifest_of(write(dataset, labelled("a"))))
+    texts = Texts(np.zeros((1, 2), np.float32), np.zeros((1, 2), np.float32), 1.0)
+    write_texts(dataset, Fingerprints.of_correction("a", NAMES), texts)
+    write_corrections(dataset, "lost", CORRECTIONS.empty_table())
+    part_of(dataset, "lost", "d")
+    drafts = ("embeddings/run=lost/part-", "corrections/run=lost/part-")
+    for name in ("config.json", "end.json", "log.jsonl", "start.json", "todo/000000.parquet"):
+        write_bytes(dataset, f"_runs/lost/{name}", b"")
+    for name in (*drafts, "_runs/lost/parts/"):
+        write_bytes(dataset, f"{name}{DRAFT}", b"")
+    write_bytes(dataset, f"_manifest/v000002.json.{'0b' * 16}.draft", b"")
+    make_old(dataset)
+    assert len(vacuum(VacuumConfig(dataset=dataset, delete=True)).files) == 14
+    assert [path.partition("/")[0] for path in list_files(dataset, "")] == [
+        "_lock", "_manifest", "images",
+    ]  # fmt: skip
+
+
+def leftovers(dataset, number):
+    """Return what take_over finds of recorded parts when version `number` is the newest."""
+    with Planner(FINGERPRINTS, 256, 1) as planner:
+        planner.add_inventory([INVENTORY.empty_table()])
+        return take_over(planner, dataset, read_manifest(dataset, number), ())
+
+
+def test_files_of_parts_that_an_old_version_names_are_known(dataset):
+    """A run was killed before it had tidied up, and later versions name other files."""
+    whole, merged = part_of(dataset, "run-1", "b"), part_of(dataset, "run-1", "d")
+    part_of(dataset, "lost", "e")
+    records = {part.images.path: record for record, part in recorded_parts(dataset).items()}
+    one, two = write(dataset, labelled("d")), write(dataset, labelled("a"))
+    embeddings = whole.embeddings, merged.embeddings
+    publish(dataset, manifest_of(whole.images, one, embeddings=embeddings))
+    named = {*whole.paths, merged.embeddings.path}
+    assert leftovers(dataset, 1) == ([records[whole.images.path]], named)
+    publish(dataset, manifest_of(two, version=2))
+    publish(dataset, manifest_of(two, version=3))
+    assert leftovers(dataset, 3) == ([records[whole.images.path]], named)
 
 
 @pytest.mark.parametrize("gone", ["images", "embeddings"])

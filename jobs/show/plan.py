@@ -28,6 +28,11 @@ def show_plan(result: "PlanResult", console: Console) -> int:
         )  # fmt: skip
     if len(result.findings) > _MOST_FINDINGS:
         console.print(f"and {len(result.findings) - _MOST_FINDINGS} more on the vocabulary")
+    if result.not_recorded is not None:
+        console.print(
+            f"no run will be compared with this plan, it is not recorded: {result.not_recorded}",
+            style="yellow", highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
     print_json(_values(result))
     return 0
 
@@ -90,6 +95,7 @@ def _values(result: "PlanResult") -> dict[str, Any]:
         "probe_quarantined": probe.quarantined if probe else 0,
         "row_bytes": result.row_bytes,
         "embeddings_bytes": result.embeddings_bytes,
+        "not_recorded": result.not_recorded,
     }
     if prediction is not None:
         values |= {

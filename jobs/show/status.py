@@ -51,13 +51,13 @@ def show_drain(result: "DrainResult", console: Console) -> int:
 
 def _table(runs: "tuple[RunStatus, ...]") -> Table:
     table = Table()
-    for name in ("run", "state", "started, UTC", "took", "to do"):
+    for name in ("run", "command", "state", "started, UTC", "took", "to do"):
         table.add_column(name, overflow="fold")
     for run in runs:
         started = f"{run.started:%Y-%m-%d %H:%M}" if run.started else ""
         took = _whole_seconds(run.ended - run.started) if run.ended and run.started else ""
         to_do = "" if run.to_do is None else str(run.to_do)
-        table.add_row(run.run_id, run.state, started, took, to_do)
+        table.add_row(run.run_id, run.command, run.state, started, took, to_do)
     return table
 
 
@@ -98,6 +98,7 @@ def _values(result: "StatusResult") -> dict[str, Any]:
         "runs": [
             {
                 "run_id": run.run_id,
+                "command": run.command,
                 "state": run.state,
                 "started": _time(run.started),
                 "ended": _time(run.ended),

@@ -14,9 +14,7 @@ import pyarrow as pa
 
 from pipeline.dataset import read_rows
 from pipeline.scratch_database import scratch_database
-from pipeline.storage import store_errors
 from schemas.annotation import LABELLED
-from schemas.errors import OutputError
 from schemas.manifest import Manifest
 
 _COLUMNS: Final = (
@@ -61,7 +59,9 @@ class Joined:
 
     def __enter__(self) -> Self:
         with ExitStack() as opened:
-            self._database = opened.enter_context(scratch_database("diff", self._memory_mb))
+            self._database = opened.enter_context(
+                scratch_database("diff", self._memory_mb, setting="memory_mb")
+            )
             for side in self._sides:
                 self._database.execute(_TABLE.format(side=side))
                 for arriving in self._read(side, shared=False, columns=_COLUMNS):
@@ -142,8 +142,7 @@ class Joined:
             file for file in version.manifest.images if (file.sha256 in self._shared) == shared
         )
         part = version.manifest.model_copy(update={"images": images})
-        with store_errors("read", version.dataset, OutputError):
-            yield from read_rows(version.dataset, part, columns, _BATCH_ROWS)
+        yield from read_rows(version.dataset, part, columns, _BATCH_ROWS)
 
     def _number(self, source: str) -> int:
         ((number,),) = self._database.execute(f"select count(*) from {source}").fetchall()

@@ -9,6 +9,7 @@ from typing import Final
 
 from pipeline.datasets.maps import decode_png
 from pipeline.datasets.plan import DatasetEntry, Pair, Plan, Request, find_folder, pair_all
+from pipeline.metrics import truth_ignore
 from schemas.annotate_config import IMAGE_EXTENSIONS
 from schemas.errors import DatasetError
 from schemas.vocabulary import Vocabulary, read_vocabulary
@@ -21,20 +22,25 @@ _HIGHEST: Final = 65_535  # of a 16-bit PNG
 
 
 def _plan(request: Request) -> Plan:
-    vocabulary, index_of = own_classes(request)
+    vocabulary, index_of, ignored = own_classes(request)
     images = find_folder(request.source, ("images",), "the images")
     masks = find_folder(request.source, ("masks",), "the masks")
     splits = {name: _pairs(images / below, masks / below) for name, below in _splits(images)}
-    ignored, origin = frozenset(request.ignore_values), (str(request.source.resolve()),)
+    origin = (str(request.source.resolve()),)
     return Plan(vocabulary, index_of, ignored, splits, decode_png, origin)
 
 
-def own_classes(request: Request) -> tuple[Vocabulary, dict[int, int]]:
-    """Return the user's classes, and the class index of every value of the masks."""
+def own_classes(request: Request) -> tuple[Vocabulary, dict[int, int], frozenset[int]]:
+    """Return the user's classes, the class index of every value of the masks, what is ignored."""
     if request.vocabulary is None:
         raise DatasetError("this data set's classes are your own; give the --vocabulary of them")
     vocabulary = read_vocabulary(request.vocabulary)
-    free = (value for value in count() if value not in request.ignore_values)
+    ignored = (
+        frozenset({truth_ignore(len(vocabulary))})
+        if request.ignore_values is None
+        else frozenset(request.ignore_values)
+    )
+    free = (value for value in count() if value not in ignored)
     values = request.label_values or tuple(islice(free, len(vocabulary)))
     if len(values) != len(vocabulary):
         raise DatasetError(
@@ -44,12 +50,12 @@ def own_classes(request: Request) -> tuple[Vocabulary, dict[int, int]]:
     index_of = {value: index for index, value in enumerate(values)}
     if len(index_of) != len(values):
         raise DatasetError("--label-values has a value twice; give each class its own")
-    wrong = [value for value in (*values, *request.ignore_values) if not 0 <= value <= _HIGHEST]
+    wrong = [value for value in (*values, *sorted(ignored)) if not 0 <= value <= _HIGHEST]
     if wrong:
         raise DatasetError(f"masks hold values from 0 to {_HIGHEST}, not {wrong[0]}")
-    if both := sorted(index_of.keys() & set(request.ignore_values)):
+    if both := sorted(index_of.keys() & ignored):
         raise DatasetError(f"value {both[0]} is in --label-values and in --ignore-values")
-    return vocabulary, index_of
+    return vocabulary, index_of, ignored
 
 
 def _splits(images: Path) -> list[tuple[str, str]]:

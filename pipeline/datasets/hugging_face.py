@@ -57,7 +57,7 @@ class CellBlob:
 
 
 def _plan(request: Request) -> Plan:
-    vocabulary, index_of = own_classes(request)
+    vocabulary, index_of, ignored = own_classes(request)
     files = [
         path
         for path in sorted(request.source.rglob("*"))
@@ -69,7 +69,6 @@ def _plan(request: Request) -> Plan:
         split: _pairs(split, paths, request)
         for split, paths in _by_split(request.source, files).items()
     }
-    ignored = frozenset(request.ignore_values)
     origin = tuple(
         f"{path.relative_to(request.source).as_posix()} {_digest(path)}" for path in files
     )

@@ -93,7 +93,7 @@ class Request:
     partial: bool = False  # other numbers of images than the official ones are no error
     vocabulary: Path | None = None
     label_values: tuple[int, ...] = ()  # of the classes in order; none: 0, 1, 2, ...
-    ignore_values: tuple[int, ...] = ()
+    ignore_values: tuple[int, ...] | None = None  # none said: 255, or 65535 where 255 is a class
     image_column: str = "image"
     mask_column: str | None = None
 

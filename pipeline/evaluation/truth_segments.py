@@ -3,7 +3,6 @@
 Dimension key: G segments of one map and 0, H W pixels.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ from scipy.io import loadmat
 from scipy.ndimage import label
 
 from pipeline.resize import Size
-from pipeline.truth import files_by_stem, matching, read_indices
+from pipeline.truth import ImageFiles, read_indices
 from schemas.errors import SettingsError
 
 TruthFormat = Literal["classes", "segments", "bsds"]
@@ -55,26 +54,12 @@ class TrueSegments:
         return chosen
 
 
-@dataclass(frozen=True)
-class TruthFiles:
-    """The truths below a directory, by file stem."""
-
-    by_stem: Mapping[str, list[Path]]
-
-    @classmethod
-    def find(cls, directory: str, kind: TruthFormat) -> "TruthFiles":
-        """Collect the files of a directory; raises SettingsError when there are none."""
-        by_stem = files_by_stem(directory, {_SUFFIXES[kind]})
-        if not by_stem:
-            raise SettingsError(f"there are no {_KINDS[kind]} in {directory}")
-        return cls(by_stem)
-
-    def __len__(self) -> int:
-        return sum(map(len, self.by_stem.values()))
-
-    def of(self, uri: str) -> Path | None:
-        """Return the truth of an image, or None: of equal stems, the path that agrees furthest."""
-        return matching(self.by_stem, uri)
+def find_truths(directory: str, kind: TruthFormat) -> ImageFiles:
+    """Collect the truths below a directory; raises SettingsError when there are none."""
+    truths = ImageFiles.below(directory, {_SUFFIXES[kind]})
+    if not truths:
+        raise SettingsError(f"there are no {_KINDS[kind]} in {directory}")
+    return truths
 
 
 def read_segments(path: Path, kind: TruthFormat, size: Size, ignore: int) -> TrueSegments:

@@ -14,7 +14,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Final
 
-from pipeline.files import delete_files, list_files, open_whole, read_bytes, write_bytes
+from pipeline.files import (
+    delete_files,
+    in_parallel,
+    list_facts,
+    list_files,
+    open_whole,
+    read_bytes,
+    write_bytes,
+)
 from pipeline.metrics import truth_ignore
 from pipeline.storage import hide_secrets
 from schemas.errors import OutputError
@@ -24,6 +32,9 @@ SHARDS: Final = f"{WORK}/shards"
 PIECES: Final = f"{WORK}/pieces"
 INDEX: Final = "index.jsonl"
 LEFT_OUT: Final = "left_out.jsonl"
+
+_PIECES_AT_ONCE: Final = 64
+_BYTES_AT_ONCE: Final = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -56,34 +67,44 @@ class Export:
         return open_whole(self.url, path)
 
     def lines(self, name: str) -> Iterator[bytes]:
-        """Yield the lines of all shards in order, one shard in memory at a time.
+        """Yield the lines of all shards in order, a few small shards or a large one in memory.
 
         Raises OutputError where another call has finished this export meanwhile.
         """
-        for number in range(self.num_shards):
+        facts = list_facts(self.url, f"{PIECES}/{name}")
+        places = (piece_path(name, number) for number in range(self.num_shards))
+        pieces = {path: facts[path].size_bytes for path in places if path in facts}
+        if len(pieces) < self.num_shards:
+            self._check_records()  # a shard may have had no lines
+        for paths in _in_groups(pieces):
             try:
-                data = read_bytes(self.url, piece_path(name, number))
+                found = in_parallel(lambda path: read_bytes(self.url, path), paths)
             except FileNotFoundError:
-                self._check_record(number)
-                continue  # the shard had none
-            # Not splitlines: JSON leaves other line breaks of Unicode as they are.
-            yield from data.removesuffix(b"\n").split(b"\n")
+                raise self._finished() from None
+            for data in found:
+                # Not splitlines: JSON leaves other line breaks of Unicode as they are.
+                yield from data.removesuffix(b"\n").split(b"\n")
 
-    def _check_record(self, number: int) -> None:
-        try:
-            read_bytes(self.url, record_path(number))
-        except FileNotFoundError:
-            raise OutputError(
-                f"another call has finished the export into {hide_secrets(self.url)} meanwhile, "
-                "and what this one was to join is gone; the export is whole"
-            ) from None
+    def _check_records(self) -> None:
+        # While all are there, no piece of theirs has been deleted.
+        if not {record_path(number) for number in range(self.num_shards)}.issubset(
+            list_files(self.url, SHARDS)
+        ):
+            raise self._finished()
+
+    def _finished(self) -> OutputError:
+        return OutputError(
+            f"another call has finished the export into {hide_secrets(self.url)} meanwhile, "
+            "and what this one was to join is gone; the export is whole"
+        )
 
     def forget(self, shards: Iterable[int]) -> None:
         """Delete what some shards left for the joining of all, as if they had not been written."""
         numbers = set(shards)
         delete_files(self.url, [record_path(number) for number in numbers])
+        names = {f"{number:08}" for number in numbers}
         pieces = list_files(self.url, PIECES)
-        delete_files(self.url, [path for path in pieces if int(path.rpartition("/")[2]) in numbers])
+        delete_files(self.url, [path for path in pieces if path.rpartition("/")[2] in names])
 
     def tidy(self) -> None:
         """Delete all that is needed only while the export is at work.
@@ -115,6 +136,20 @@ class Export:
                 write_array(file, items)
                 separator = b",\n"
             file.write(b"\n}\n")
+
+
+def _in_groups(pieces: Mapping[str, int]) -> Iterator[list[str]]:
+    """Yield the paths of pieces in order, by their bytes as many as may be in memory together."""
+    group: list[str] = []
+    total = 0
+    for path, size_bytes in pieces.items():
+        if group and (len(group) == _PIECES_AT_ONCE or total + size_bytes > _BYTES_AT_ONCE):
+            yield group
+            group, total = [], 0
+        group.append(path)
+        total += size_bytes
+    if group:
+        yield group
 
 
 def write_array(file: BinaryIO, items: Iterable[bytes]) -> None:

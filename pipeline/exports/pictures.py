@@ -1,11 +1,10 @@
 """The image files of an export: fetched under its own rules, checked, put upright."""
 
-import hashlib
 import os
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import PurePosixPath
 from typing import Any, Final
@@ -19,9 +18,10 @@ from pipeline.exports.records import ExportImage, Picture
 from pipeline.fetching import FetchSettings, Request, fetch, in_groups, is_transient
 from pipeline.files import DRAFT_SUFFIX
 from pipeline.packed import split_member
+from pipeline.photos import accepted_limits, difference
 from pipeline.storage import describe, hide_secrets, open_store, trust
 from pipeline.web import WEB_SCHEMES
-from schemas.annotate_config import IMAGE_EXTENSIONS, SourceSettings
+from schemas.annotate_config import IMAGE_EXTENSIONS
 from schemas.errors import OutputError, SegmillError, SourceError, StoreUnavailableError
 from schemas.export_config import VersionSettings
 from schemas.manifest import Manifest
@@ -56,17 +56,16 @@ class Pictures:
     max_frames: int
 
     @classmethod
-    def of(cls, config: VersionSettings, manifest: Manifest) -> "Pictures":
-        """Take the limits under which the run accepted its images; where they may be is ours."""
-        names = {"max_image_bytes", "max_image_pixels", "max_image_frames"}
-        recorded = manifest.config.keys() & names
-        limits = SourceSettings(**{name: manifest.config[name] for name in recorded})
+    def of(cls, config: VersionSettings, manifest: Manifest, kept_bytes: int = 0) -> "Pictures":
+        """Take the limits under which images were accepted; where they may be is ours."""
+        limits = accepted_limits(manifest)
+        fetching = FetchSettings.of(config, limits["max_image_bytes"])
         return cls(
             dataset=config.dataset,
             trusted=config.trust_dataset,
-            fetching=FetchSettings.of(config, limits.max_image_bytes),
-            max_pixels=limits.max_image_pixels,
-            max_frames=limits.max_image_frames,
+            fetching=replace(fetching, kept_bytes=kept_bytes),
+            max_pixels=limits["max_image_pixels"],
+            max_frames=limits["max_image_frames"],
         )
 
     def fetch(self, rows: Sequence[Mapping[str, Any]]) -> list[bytes | LeftOut]:
@@ -80,7 +79,7 @@ class Pictures:
         _check_available(requests, results)
         fetched = iter(results)
         return [
-            _checked(row, next(fetched))
+            self._checked(row, next(fetched))
             if yes
             else LeftOut("refused", "a dataset there may not name it (trust_dataset)")
             for row, yes in zip(rows, allowed, strict=True)
@@ -106,6 +105,12 @@ class Pictures:
         except BadImage as error:
             return LeftOut(error.code, str(error))
 
+    def _checked(self, row: Mapping[str, Any], data: bytes | Exception) -> bytes | LeftOut:
+        if isinstance(data, Exception):
+            return LeftOut("unreadable", describe(data))
+        found = difference(data, row["bytes_sha256"], self.fetching.max_bytes)
+        return data if found is None else LeftOut(*found)
+
     def _is_allowed(self, uri: str) -> bool:
         try:
             place, _ = open_store(uri, SourceError, self.fetching.web)
@@ -113,15 +118,6 @@ class Pictures:
         except SegmillError:
             return True  # fetching it says why it cannot be
         return self.trusted or trust(place) <= trust(home)
-
-
-def _checked(row: Mapping[str, Any], data: bytes | Exception) -> bytes | LeftOut:
-    if isinstance(data, Exception):
-        return LeftOut("unreadable", describe(data))
-    sha256 = row["bytes_sha256"]
-    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-        return LeftOut("changed", "the file changed since it was labelled")
-    return data
 
 
 def _check_available(requests: Sequence[Request], results: Sequence[bytes | Exception]) -> None:

@@ -1,12 +1,13 @@
 """Shards of an export: which rows of a version each has, and how one is written."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.exports import find_format
@@ -14,6 +15,8 @@ from pipeline.exports.output import INDEX, LEFT_OUT, Export, Shard, record_path
 from pipeline.exports.pictures import LeftOut, Pictures, store_picture
 from pipeline.exports.records import ExportImage, Picture, file_stem, name_below, split_of
 from pipeline.exports.selection import Selection
+from pipeline.files import open_parts
+from pipeline.packed import is_cell
 from pipeline.storage import hide_secrets, open_store, store_errors
 from schemas.annotation import LABELLED
 from schemas.errors import OutputError
@@ -22,6 +25,7 @@ from schemas.manifest import Manifest
 
 _ROWS: Final = 32  # of which images are in memory together
 _BUFFER_BYTES: Final = 2**20
+_SORTED_BYTES: Final = 64 * 2**20  # of rows without their images, sorted together
 _COLUMNS: Final = (
     "image_id", "uri", "bytes_sha256", "height", "width", "exif_orientation", "status", "segments",
 )  # fmt: skip
@@ -103,48 +107,48 @@ class ShardWriter:
     def _images(
         self, spec: ShardSpec, shard: Shard, tally: "_Tally", holds_images: bool
     ) -> Iterator[ExportImage]:
-        for rows in spec.rows:
-            for number, row, picture in self._rows(rows, tally):
-                if isinstance(picture, LeftOut):
-                    tally.left_out[picture.code] += 1
-                    uri = hide_secrets(row["uri"])
-                    shard.add(
-                        LEFT_OUT, {"uri": uri, "code": picture.code, "message": picture.message}
-                    )
-                    continue
-                tally.at_work = hide_secrets(row["uri"])
-                image = self._image(number, row, picture, tally)
-                if picture is not None and not holds_images:
-                    store_picture(self.export, image, self.link)
-                tally.add(image)
-                facts = ("image_id", "uri", "split", "name", "file_name")
-                shard.add(INDEX, {name: getattr(image, name) for name in facts})
-                yield image
+        for row, picture in self._rows(spec, tally):
+            if isinstance(picture, LeftOut):
+                tally.left_out[picture.code] += 1
+                uri = hide_secrets(row["uri"])
+                shard.add(LEFT_OUT, {"uri": uri, "code": picture.code, "message": picture.message})
+                continue
+            tally.at_work = hide_secrets(row["uri"])
+            image = self._image(row, picture, tally)
+            if picture is not None and not holds_images:
+                store_picture(self.export, image, self.link)
+            tally.add(image)
+            facts = ("image_id", "uri", "split", "name", "file_name")
+            shard.add(INDEX, {name: getattr(image, name) for name in facts})
+            yield image
 
     def _rows(
-        self, rows: Rows, tally: "_Tally"
-    ) -> Iterator[tuple[int, dict[str, Any], Picture | LeftOut | None]]:
-        """Yield the labelled rows, each with its number in the version and its picture."""
-        for first, table in _read(self.dataset, rows):
-            numbered = [
-                (first + index, row)
-                for index, row in enumerate(table.to_pylist())
-                if row["status"] == LABELLED
-            ]
-            tally.quarantined += len(table) - len(numbered)
-            if self.pictures is None:
-                yield from ((number, row, None) for number, row in numbered)
-                continue
-            files = self.pictures.fetch([row for _, row in numbered])
-            for (number, row), data in zip(numbered, files, strict=True):
+        self, spec: ShardSpec, tally: "_Tally"
+    ) -> Iterator[tuple[dict[str, Any], Picture | LeftOut | None]]:
+        """Yield the labelled rows, each with its picture."""
+        tables = self._labelled(spec, tally)
+        if self.pictures is None:
+            yield from ((row, None) for table in tables for row in table.to_pylist())
+            return
+        for table in _in_reading_order(tables):
+            rows = table.to_pylist()
+            for row, data in zip(rows, self.pictures.fetch(rows), strict=True):
                 if isinstance(data, LeftOut):
-                    yield number, row, data
+                    yield row, data
                 else:
-                    yield number, row, self.pictures.picture(row, data)
+                    yield row, self.pictures.picture(row, data)
 
-    def _image(
-        self, number: int, row: dict[str, Any], picture: Picture | None, tally: "_Tally"
-    ) -> ExportImage:
+    def _labelled(self, spec: ShardSpec, tally: "_Tally") -> Iterator[pa.Table]:
+        """Yield the labelled rows in small tables, each row with its `number` in the version."""
+        for rows in spec.rows:
+            for first, table in _read(self.dataset, rows):
+                numbers = pa.array(range(first, first + len(table)), pa.int64())
+                found = table.append_column("number", numbers)
+                found = found.filter(pc.equal(found["status"], LABELLED))
+                tally.quarantined += len(table) - len(found)
+                yield found
+
+    def _image(self, row: dict[str, Any], picture: Picture | None, tally: "_Tally") -> ExportImage:
         size = (row["height"], row["width"])
         segments, dropped = self.selection.apply(row["segments"], size)
         tally.dropped.update(dropped)
@@ -152,7 +156,7 @@ class ShardWriter:
         split = split_of(row["image_id"], self.val_fraction, self.split_seed)
         place = f"images/{split}/{name}{picture.suffix}" if picture else None
         return ExportImage(
-            number=number,
+            number=row["number"],
             image_id=row["image_id"],
             uri=hide_secrets(row["uri"]),
             size=size,
@@ -170,7 +174,7 @@ def _read(dataset: str, rows: Rows) -> Iterator[tuple[int, pa.Table]]:
     end = rows.start + rows.count
     with (
         store_errors(f"read {rows.path} of", dataset, OutputError),
-        fs.open(f"{root}/{rows.path}", "rb") as stream,
+        open_parts(fs, f"{root}/{rows.path}", _BUFFER_BYTES) as stream,
     ):
         # Buffered: else whole columns of a row group, thousands of images, would be in memory.
         file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER_BYTES)
@@ -188,6 +192,31 @@ def _read(dataset: str, rows: Rows) -> Iterator[tuple[int, pa.Table]]:
                 break
         # What was read for them is given back, and not kept for what Arrow may read next.
         pa.default_memory_pool().release_unused()
+
+
+def _in_reading_order(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yield the rows again, by uri where their images are in Parquet files.
+
+    They lie in the order of a hash, in which a row group would be read for every image.
+    """
+    waiting: list[pa.Table] = []
+    size = 0
+    for table in tables:
+        if not any(map(is_cell, table["uri"].to_pylist())):
+            yield table
+            continue
+        waiting.append(table)
+        size += table.nbytes
+        if size > _SORTED_BYTES:
+            yield from _by_uri(waiting)
+            waiting, size = [], 0
+    yield from _by_uri(waiting)
+
+
+def _by_uri(tables: Sequence[pa.Table]) -> Iterator[pa.Table]:
+    if tables:
+        rows = pa.concat_tables(tables).sort_by("uri")
+        yield from (rows.slice(start, _ROWS) for start in range(0, len(rows), _ROWS))
 
 
 def _groups(file: pq.ParquetFile, start: int, end: int) -> tuple[list[int], int]:

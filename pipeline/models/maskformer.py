@@ -162,17 +162,30 @@ class MaskFormer(nn.Module):
     def _heads(self, hidden_BQC: Tensor, mask_features_BChw: Tensor) -> LayerOutput:
         masks_BQC = self.mask_head(hidden_BQC)
         embeds_BQD = normalize(self.query_head(hidden_BQC).float(), dim=-1)
+        # Autocast would take the product, whose errors the scale multiplies, in half precision.
+        with torch.autocast(embeds_BQD.device.type, enabled=False):
+            void_logits_BQ = LOGIT_SCALE * embeds_BQD @ normalize(self.no_object.float(), dim=0)
         return LayerOutput(
             mask_logits_BQhw=torch.einsum("bqc,bchw->bqhw", masks_BQC, mask_features_BChw).float(),
             query_embeds_BQD=embeds_BQD,
-            void_logits_BQ=LOGIT_SCALE * embeds_BQD @ normalize(self.no_object.float(), dim=0),
+            void_logits_BQ=void_logits_BQ,
         )
 
     def _initialise(self) -> None:
-        for part in (self.decoder_layers, self.mask_head, self.query_head):
-            for weight in part.parameters():
-                if weight.ndim > 1:
-                    nn.init.xavier_uniform_(weight)
+        """Draw the first weights as the reference does; those not named are PyTorch's own."""
+        for module in (*self.pixel_decoder.modules(), self.input_projection):
+            if isinstance(module, nn.Conv2d):  # c2_xavier_fill of fvcore
+                nn.init.kaiming_uniform_(module.weight, a=1)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for name, module in self.decoder_layers.named_modules():
+            if not isinstance(module, nn.Linear):
+                continue
+            is_joint = name.endswith(("q_proj", "k_proj", "v_proj"))
+            # There q, k and v are one matrix, of three times as many outputs.
+            nn.init.xavier_uniform_(module.weight, gain=0.5**0.5 if is_joint else 1.0)
+            if is_joint or name.endswith("o_proj"):
+                nn.init.zeros_(module.bias)
 
     @classmethod
     def load(cls, directory: str | Path) -> MaskFormer:

@@ -16,7 +16,7 @@ from pipeline.models import Proposals, ProposerCard, ProposerEntry
 from pipeline.models.partition import DIVISOR, grid_logits
 from pipeline.models.weights import sha256_of
 from pipeline.resize import Size, resize_nearest
-from pipeline.truth import files_by_stem, matching, read_indices
+from pipeline.truth import ImageFiles, read_indices
 from schemas.errors import ModelError
 
 _SUFFIXES: Final = frozenset({".png", ".npy", ".npz"})
@@ -25,25 +25,25 @@ _MAX_MASKS: Final = 500  # of one image; they are held in memory as floats at th
 
 @dataclass(frozen=True)
 class Precomputed:
-    """The mask files below a directory, by stem."""
+    """The mask files below a directory."""
 
     directory: str
-    by_stem: dict[str, list[Path]]
+    files: ImageFiles
 
     @classmethod
     def find(cls, directory: str) -> "Precomputed":
         """Collect the files of masks; raises ModelError when there are none."""
-        by_stem = files_by_stem(directory, _SUFFIXES)
-        if not by_stem:
+        files = ImageFiles.below(directory, _SUFFIXES)
+        if not files:
             raise ModelError(f"there are no mask files (.png, .npy, .npz) in {directory!r}")
-        return cls(directory, by_stem)
+        return cls(directory, files)
 
     def look_up(self, uri: str, size: Size, image_size: Size) -> Proposals:
         """Return the proposals of an image of original `size`, resized to `image_size`.
 
         Raises ValueError when the image has no file, or one that does not fit.
         """
-        path = matching(self.by_stem, uri)
+        path = self.files.of(uri)
         if path is None:
             raise ValueError(f"{uri} has no mask file in {self.directory}")
         return Proposals(grid_logits(masks_at(image_size, read_masks(path), size, str(path))))

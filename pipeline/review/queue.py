@@ -32,7 +32,7 @@ COLUMNS = (
 class Candidates:
     """The images of a version in order of their ids, and the doubt of their segments."""
 
-    image_ids: list[str]
+    image_ids: pa.StringArray
     images_S: NDArray[np.int64]  # ascending
     classes_S: NDArray[np.int32]
     doubts_S: NDArray[np.float64]
@@ -55,14 +55,17 @@ class Candidates:
             classes.append(fields.field("class_index").to_numpy())
             doubts.append(np.where(np.isnan(disagreement), doubt, (doubt + disagreement) / 2))
         if not ids:
-            return cls([], np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0))
+            return cls(
+                pa.array([], pa.string()), np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0)
+            )
         names = pa.concat_arrays(ids)
+        sorted_I = pc.sort_indices(names)
         rank_I = np.empty(len(names), np.int64)
-        rank_I[pc.sort_indices(names).to_numpy()] = np.arange(len(names))
+        rank_I[sorted_I.to_numpy()] = np.arange(len(names))
         images_S = np.repeat(rank_I, np.concatenate(lengths))
         order = np.argsort(images_S, kind="stable")
         return cls(
-            sorted(names.to_pylist()),
+            names.take(sorted_I),
             images_S[order],
             np.concatenate(classes)[order],
             np.nan_to_num(np.concatenate(doubts)[order]),
@@ -75,14 +78,16 @@ def random_images(candidates: Candidates, count: int, seed: int) -> list[str]:
     def drawn(image_id: str) -> bytes:
         return hashlib.blake2b(f"review/{seed}/{image_id}".encode(), digest_size=16).digest()
 
-    return heapq.nsmallest(count, candidates.image_ids, key=drawn)
+    names = (image_id.as_py() for image_id in candidates.image_ids)
+    return heapq.nsmallest(count, names, key=drawn)
 
 
 def worthy_images(candidates: Candidates, count: int, without: Collection[str] = ()) -> list[str]:
     """Return at most that many images, the most worthy first; those without doubt never."""
     gain = _Gain(candidates)
     first_I = gain.at_first()
-    first_I[[index for index, name in enumerate(candidates.image_ids) if name in without]] = 0
+    left_out = pa.array(list(without), pa.string())
+    first_I[pc.is_in(candidates.image_ids, left_out).to_numpy(zero_copy_only=False)] = 0
     order = np.argsort(-first_I, kind="stable")
     order = order[first_I[order] > 0]
     chosen: list[str] = []
@@ -102,7 +107,7 @@ def worthy_images(candidates: Candidates, count: int, without: Collection[str] =
             heapq.heappush(heap, (now, image))
             continue
         gain.take(image)
-        chosen.append(candidates.image_ids[image])
+        chosen.append(candidates.image_ids[image].as_py())
     return chosen
 
 

@@ -4,6 +4,8 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
+from math import ceil, inf
 from typing import Any, Final
 
 import ray
@@ -26,8 +28,8 @@ class Crew:
     run_id: str
     images: int
     pool_of: Mapping[str, str]
-    workers: Mapping[str, int]  # by pool
-    cores: int  # of the machines, which all pools share
+    workers: Mapping[str, int]  # by pool; those of tasks at the start
+    cores: int  # of the machines, which all pools share, at the start
     tracing: Tracing | None = None
 
 
@@ -45,9 +47,16 @@ class Board:
         self._tried: dict[str, dict[int, Spent]] = {}  # by stage and images per call
         self._error: SegmillError | None = None
         self._metrics = FlowMetrics(crew.run_id)
-        workers = {step: crew.workers[pool] for step, pool in crew.pool_of.items()}
-        self._metrics.plan(workers, crew.images)
+        # Since when there are so many workers of tasks, and cores.
+        self._sizes: list[tuple[float, int, int]] = [(-inf, crew.workers[TASKS], crew.cores)]
+        self._plan(crew.workers)
         self._spans = crew.tracing and Spans(crew.tracing, crew.run_id, crew.images)
+
+    def resize(self, tasks: int, cores: int) -> None:
+        """Take note of how many workers of tasks and cores there are now."""
+        if (tasks, cores) != self._sizes[-1][1:]:
+            self._sizes.append((time.monotonic(), tasks, cores))
+            self._plan({**self._crew.workers, TASKS: tasks})
 
     def report(self, error: SegmillError) -> None:
         """Keep the first error."""
@@ -92,9 +101,9 @@ class Board:
             images=self._spent[WRITE].images,
             seconds=self._last - start,
             start_up_s=start - self._started,
-            cores=self._crew.cores,
+            cores=_mean(self._offered(start, self._last)[1], self._last - start),
             stages=tuple(
-                self._stage(step, pool, self._last)
+                self._stage(step, pool, start, self._last)
                 for step, pool in self._crew.pool_of.items()
                 if step in self._spent
             ),
@@ -105,15 +114,32 @@ class Board:
         if self._spans:
             self._spans.close()
 
-    def _stage(self, step: str, pool: str, end: float) -> StageMeter:
+    def _plan(self, workers: Mapping[str, int]) -> None:
+        by_step = {step: workers[pool] for step, pool in self._crew.pool_of.items()}
+        self._metrics.plan(by_step, self._crew.images)
+
+    def _offered(self, start: float, end: float) -> tuple[float, float]:
+        """Return the seconds of all workers of tasks, and of all cores, between two times."""
+        tasks_s = cores_s = 0.0
+        for (since, tasks, cores), (until, _, _) in pairwise([*self._sizes, (end, 0, 0)]):
+            seconds = max(0.0, min(until, end) - max(since, start))
+            tasks_s, cores_s = tasks_s + tasks * seconds, cores_s + cores * seconds
+        return tasks_s, cores_s
+
+    def _stage(self, step: str, pool: str, start: float, end: float) -> StageMeter:
         spent, workers = self._spent[step], self._crew.workers[pool]
-        # An actor that took the place of a dead one is no further worker.
-        starts = self._ready.get(pool, [])[:workers] or [self._began or end] * workers
+        if pool == TASKS:
+            workers = _mean(self._offered(start, end)[0], end - start)
+            worker_s, _ = self._offered(self._began or end, end)
+        else:
+            # An actor that took the place of a dead one is no further worker.
+            readies = self._ready.get(pool, [])[:workers] or [self._began or end] * workers
+            worker_s = sum(end - ready for ready in readies)
         return StageMeter(
             name=step,
             pool=pool,
             workers=workers,
-            worker_s=sum(end - start for start in starts),
+            worker_s=worker_s,
             images=spent.images,
             size_bytes=spent.size_bytes,
             busy_s=spent.busy_s,
@@ -133,6 +159,11 @@ class Board:
     def end(self, key: str) -> None:
         """Forget a batch."""
         self._at_work.pop(key, None)
+
+
+def _mean(total_s: float, seconds: float) -> int:
+    """Return the mean over so many seconds, rounded up: what is made of it is a ceiling."""
+    return max(1, ceil(total_s / seconds - 1e-6)) if seconds > 0 else 1  # less rounding errors
 
 
 @contextmanager

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import ray
-from ray._private.authentication.authentication_token_setup import (
-    maybe_enable_token_auth_if_token_available,
-)
 from ray.data import DataContext, ExecutionResources
 
+from pipeline.cluster_token import use_token
 from pipeline.cores import cores
 from pipeline.runtime.errors import cause
 from schemas.errors import SegmillError, SettingsError
@@ -22,6 +20,8 @@ from schemas.errors import SegmillError, SettingsError
 _POLL_S: Final = 0.5
 _CODE: Final = Path(__file__).resolve().parents[2]
 _PACKAGES: Final = ("schemas", "pipeline", "jobs")
+# Makes Ray hide a machine's GPUs from work that was given none, as it always did before 2.60.
+_HIDES_GPUS: Final = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ def cluster(
             yield
         return
     options: dict[str, Any] = {"address": address}
+    runtime_env: dict[str, Any] = {}
     # Ray's own lines would run between our progress; SEGMILL_LOG_LEVEL brings them back.
     level = logging.getLogger().getEffectiveLevel()
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "info" if level <= logging.INFO else "fatal")
@@ -55,17 +56,19 @@ def cluster(
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
         # Threads of several actors share the cores: who waits for work must not spin meanwhile.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        os.environ.setdefault(_HIDES_GPUS, "1")  # its workers inherit it
         options["include_dashboard"] = False
         if object_store_mb is not None:
             options["object_store_memory"] = object_store_mb * 2**20
     else:
-        # Ray itself would use a token that is there for the address "auto" only.
-        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        use_token()
+        if _HIDES_GPUS not in os.environ:  # a job that says so itself may not be told again
+            runtime_env["env_vars"] = {_HIDES_GPUS: "1"}
     if ship_code:
-        options["runtime_env"] = {
-            "py_modules": [str(_CODE / package) for package in _PACKAGES],
-            "excludes": ["**/__pycache__/"],
-        }
+        runtime_env["py_modules"] = [str(_CODE / package) for package in _PACKAGES]
+        runtime_env["excludes"] = ["**/__pycache__/"]
+    if runtime_env:
+        options["runtime_env"] = runtime_env
     try:
         with _kept_sigterm(), _silent_start(level):
             ray.init(logging_level=level, log_to_driver=level <= logging.INFO, **options)
@@ -88,6 +91,12 @@ def cluster(
     finally:
         with _kept_sigterm():  # of which Ray's C++ core otherwise leaves the system's default
             ray.shutdown()
+
+
+def started_here() -> bool:
+    """Say whether this process started the Ray that it works on: it stays one machine."""
+    node = ray._private.worker._global_node
+    return node is not None and bool(node.all_processes.get("gcs_server"))
 
 
 @contextmanager

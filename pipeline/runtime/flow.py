@@ -16,6 +16,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from pipeline.cores import cores
 from pipeline.machines import ANY_MACHINE, Device, offer
 from pipeline.runtime.board import TASKS, WRITE, Board, Crew, reported_error
+from pipeline.runtime.connection import started_here
 from pipeline.runtime.errors import cause
 from pipeline.runtime.sink import DatasetSink
 from pipeline.runtime.spans import Tracing
@@ -94,7 +95,7 @@ def run_flow(
         rows = _attach(rows, placement, board)
     sink = DatasetSink(dataset, run_id, rows_per_part, board)
     stop = threading.Event()
-    poller = threading.Thread(target=_poll, args=(board, on_progress, stop), daemon=True)
+    poller = threading.Thread(target=_poll, args=(board, flow, on_progress, stop), daemon=True)
     poller.start()
     try:
         # As many as the cluster may grow to need.
@@ -125,28 +126,37 @@ def _writes_at_once(cpus: float) -> int:
 
 
 def _crew(flow: Flow, run_id: str) -> Crew:
-    """Return who works on a flow; tasks have the CPUs that no other holds, as memory allows."""
-    pools = [placement for placement in flow.placements if placement.actors]
+    """Return who works on a flow as it starts."""
     pool_of = {step: TASKS for step in flow.intake.steps}
     for placement in flow.placements:
         name = placement.stage.name
         pool_of[name] = name if placement.actors else TASKS
-    offered = ray.cluster_resources()
-    cpus = int(offered.get("CPU", 1))
-    held = sum(placement.actors * placement.num_cpus for placement in pools)
-    held += round(_writes_at_once(cpus) * _WRITE_CPUS)
-    by_memory = int(offered.get("memory", _DECODE_MEMORY) // _DECODE_MEMORY)
+    pools = [placement for placement in flow.placements if placement.actors]
     workers = {placement.stage.name: placement.actors for placement in pools}
-    alive = [node for node in ray.nodes() if node["Alive"]]
+    tasks, all_cores = _size(flow)
     return Crew(
         run_id=run_id,
         images=flow.images,
         pool_of={**pool_of, WRITE: TASKS},
-        workers={**workers, TASKS: max(1, min(cpus - held, by_memory))},
-        # On one machine Ray is told of more CPUs than there are: pools and tasks share them.
-        cores=cores() if len(alive) == 1 else max(1, cpus),
+        workers={**workers, TASKS: tasks},
+        cores=all_cores,
         tracing=Tracing.of_environment(),
     )
+
+
+def _size(flow: Flow) -> tuple[int, int]:
+    """Return the workers of tasks and the cores of the machines that are there now.
+
+    Tasks have the CPUs that no other holds, as memory allows.
+    """
+    offered = ray.cluster_resources()
+    cpus = int(offered.get("CPU", 1))
+    held = sum(placement.actors * placement.num_cpus for placement in flow.placements)
+    held += round(_writes_at_once(cpus) * _WRITE_CPUS)
+    by_memory = int(offered.get("memory", _DECODE_MEMORY) // _DECODE_MEMORY)
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    # On one machine Ray is told of more CPUs than there are: pools and tasks share them.
+    return max(1, min(cpus - held, by_memory)), cores() if len(alive) == 1 else max(1, cpus)
 
 
 def _meter(board: Any) -> FlowMeter | None:
@@ -176,11 +186,13 @@ def _attach(rows: ray.data.Dataset, placement: Placement, board: Any) -> ray.dat
     )
 
 
-def _poll(board: Any, on_progress: ProgressCallback, stop: threading.Event) -> None:
+def _poll(board: Any, flow: Flow, on_progress: ProgressCallback, stop: threading.Event) -> None:
     while True:
         stopped = stop.wait(_POLL_S)
         # Progress is a courtesy: never end a run for it.
         with suppress(ray.exceptions.RayError):
+            if not stopped and not started_here():
+                board.resize.remote(*_size(flow))  # machines come and go
             on_progress(ray.get(board.read.remote(), timeout=10))
         if stopped:
             return

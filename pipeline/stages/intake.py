@@ -64,7 +64,7 @@ class ReuseProposals:
         with timed(FETCH):
             kept = _rows_of(self.dataset, unit)
         listed = kept.select(["image_id", "uri", "etag"]).to_pylist()
-        signed = dict(zip(unit["image_ids"], unit["signatures"] or (), strict=False))
+        signed = dict(zip(unit["image_ids"] or (), unit["signatures"] or (), strict=False))
         for row in listed:
             row["signature"] = signed.get(row["image_id"])
         start = 0

@@ -117,7 +117,10 @@ class Label:
         if is_compact(row):
             sizes = (masks.padded, masks.size, size)
             kept = quick_labels(scores.fused_QK, masks.logits_Qhw, sizes, self.min_score)
-            places = (torch.from_numpy(values) for values in (kept.classes_HW, kept.occurring()))
+            places = (
+                torch.from_numpy(values).to(masks.logits_Qhw.device)
+                for values in (kept.classes_HW, kept.occurring())
+            )
             return row, kept, segment_trust(scores, masks, *places)
         labels = label_map(scores.fused_QK, masks, size).kept(self.min_score)
         trust = segment_trust(scores, masks, labels.classes_HW, labels.occurring())

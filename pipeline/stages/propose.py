@@ -25,14 +25,7 @@ from pipeline.pixels import pack_pixels
 from pipeline.pruning import PruneSettings, prune
 from pipeline.resize import Size, padded_size
 from pipeline.stages.finite import check_finite
-from pipeline.stages.rows import (
-    Row,
-    image_of,
-    is_quarantined,
-    isolate,
-    quarantine,
-    rows_of,
-)
+from pipeline.stages.rows import Row, image_of, isolate_live, quarantine, rows_of
 from schemas.annotation import PROPOSED, table_from_rows
 
 
@@ -71,25 +64,17 @@ class Propose:
 
     def __call__(self, images: pa.Table, /) -> pa.Table:
         """Return the proposals; images of one padded size share forward passes."""
-        rows = rows_of(images)
-        by_size: dict[Size, list[int]] = {}
-        for index, row in enumerate(rows):
-            if is_quarantined(row):
-                rows[index] = {**row, "n_proposals": 0}
-            else:
-                size = padded_size((row["image_height"], row["image_width"]), self.divisor)
-                by_size.setdefault(size, []).append(index)
-        for indices in by_size.values():
-            results = isolate(self._propose, [rows[index] for index in indices], self.name)
-            for index, result in zip(indices, results, strict=True):
-                rows[index] = {"n_proposals": 0, **result}
-        return table_from_rows(rows, PROPOSED)
+        rows = isolate_live(self._propose, rows_of(images), self.name, self._padded_size)
+        return table_from_rows([{"n_proposals": 0, **row} for row in rows], PROPOSED)
+
+    def _padded_size(self, row: Row) -> Size:
+        return padded_size((row["image_height"], row["image_width"]), self.divisor)
 
     def _propose(self, rows: Sequence[Row]) -> list[Row]:
         model = self.model
         if isinstance(model, Lookup):
             return [self._look_up(model, row) for row in rows]
-        size = padded_size((rows[0]["image_height"], rows[0]["image_width"]), self.divisor)
+        size = self._padded_size(rows[0])
         most = images_per_pass(size)
         at_once = proposals_at_once(size, most) if self._is_reentrant else 1
         parts = in_passes(partial(self._passed, model), rows, most, at_once)

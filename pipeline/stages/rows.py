@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,15 +65,28 @@ def is_quarantined(row: Row) -> bool:
 
 
 def isolate(
-    work: Callable[[Sequence[Row]], list[Row]], rows: Sequence[Row], stage: str
+    work: Callable[[Sequence[Row]], list[Row]],
+    rows: Sequence[Row],
+    stage: str,
+    group_of: Callable[[Row], Hashable] = lambda row: None,
 ) -> list[Row]:
-    """Apply `work` to all rows; if that fails, to halves, and quarantine rows that fail alone.
+    """Apply `work` to all rows of a group; if it fails, to halves; quarantine what fails alone.
 
     Halves are also the answer to a GPU out of memory. An error that every row shares (more than
-    one row, none succeeds) is not an image's fault: it is raised again. So is a missing or
-    mismatched model.
+    one row, of whatever groups, none succeeds) is not an image's fault: it is raised again. So is
+    a missing or mismatched model.
     """
-    results, first_error = _bisect(work, rows, stage)
+    groups: dict[Hashable, list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(group_of(row), []).append(index)
+    results, first_error = list(rows), None
+    for indices in groups.values():
+        done, error = _bisect(work, [rows[index] for index in indices], stage)
+        for index, result in zip(indices, done, strict=True):
+            results[index] = result
+        if error is not None and first_error is None:
+            # Without its frames, which hold the tensors of the failed batch.
+            first_error = error.with_traceback(None)
     if first_error is not None and len(rows) > 1 and all(map(is_quarantined, results)):
         raise first_error
     return results
@@ -120,10 +133,14 @@ def _quarantine_failure(row: Row, stage: str, error: Exception) -> Row:
 
 
 def isolate_live(
-    work: Callable[[Sequence[Row]], list[Row]], rows: Sequence[Row], stage: str
+    work: Callable[[Sequence[Row]], list[Row]],
+    rows: Sequence[Row],
+    stage: str,
+    group_of: Callable[[Row], Hashable] = lambda row: None,
 ) -> list[Row]:
     """Apply `work` to the rows that are not quarantined yet, see `isolate`; keep the order."""
-    results = iter(isolate(work, [row for row in rows if not is_quarantined(row)], stage))
+    live = [row for row in rows if not is_quarantined(row)]
+    results = iter(isolate(work, live, stage, group_of))
     return [row if is_quarantined(row) else next(results) for row in rows]
 
 

@@ -9,9 +9,11 @@ from typing import Final
 from torch import Tensor, nn
 
 from pipeline.models.checkpoint_file import read_weights
+from pipeline.models.checkpoints import their_name
 from schemas.errors import ModelError
 
-# torchvision's names of a ResNet to ours; a name of ours is left as it is.
+# torchvision's names of a ResNet to ours; a name of ours is left as it is. Those of detectron2 are
+# in the authors' checkpoints too.
 _RENAMES: Final = (
     (re.compile(r"^(conv1|bn1)\."), r"stem.\1."),
     (re.compile(r"^layer1\."), "res2."),
@@ -20,20 +22,23 @@ _RENAMES: Final = (
     (re.compile(r"^layer4\."), "res5."),
 )
 # The classifier's own layers, and counters.
-_UNUSED: Final = re.compile(r"^(fc|head|classifier)\.|num_batches_tracked$")
+_UNUSED: Final = re.compile(r"^((stem\.)?fc|head|classifier)\.|num_batches_tracked$")
+_PREFIX: Final = "backbone."
 _NAMED: Final = 8
 
 
 def load_backbone(backbone: nn.Module, file: Path) -> None:
-    """Load a file of weights under the backbone's own names or torchvision's.
+    """Load a file of weights under the backbone's own names, detectron2's or torchvision's.
 
     Names may begin with `backbone.`, and the classifier's last layer is left out. Raises ModelError
     that names what is missing, unexpected or misshapen.
     """
     expected = backbone.state_dict()
+    ours = {their_name(f"{_PREFIX}{name}").removeprefix(_PREFIX): name for name in expected}
     found: dict[str, Tensor] = {}
     for full_name, value in read_weights(file).weights.items():
-        name = full_name.removeprefix("backbone.")
+        name = full_name.removeprefix(_PREFIX)
+        name = ours.get(name, name)
         if name not in expected:
             for pattern, replacement in _RENAMES:
                 name = pattern.sub(replacement, name)

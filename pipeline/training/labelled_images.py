@@ -58,7 +58,8 @@ class LabelledImages:
     """Two directories, and what the labels in their maps mean.
 
     `seen` is the seen flag of every class of the vocabulary: a seen class has a position among the
-    seen ones, all other pixels are void (spec 3.1).
+    seen ones, all other pixels are void (spec 3.1). With `num_maps` so many maps must be there, and
+    an image without one is none of them; without, every image has one.
     """
 
     images: Path
@@ -66,6 +67,7 @@ class LabelledImages:
     seen: tuple[bool, ...]
     ignore_label: int = 255
     max_image_pixels: int = 100_000_000
+    num_maps: int | None = None
 
     @classmethod
     def of(
@@ -91,10 +93,18 @@ class LabelledImages:
     def pairs(self, extensions: Collection[str]) -> list[Pair]:
         """Return all pairs, which agree in their paths but for the suffix, in order.
 
-        Raises SettingsError that names images without a map, and maps without an image.
+        Raises SettingsError that names images without a map, and maps without an image, and where
+        there are fewer maps than there were.
         """
         images = _by_name(self.images, {f".{extension}" for extension in extensions})
         masks = _by_name(self.masks, {".png"})
+        if self.num_maps is not None:
+            if len(masks) < self.num_maps:
+                raise SettingsError(
+                    f"{self.masks} has {len(masks)} label maps, dataset.json says {self.num_maps}; "
+                    "prepare the data set again"
+                )
+            images = {name: path for name, path in images.items() if name in masks}
         for names, others, what, lacking in (
             (images, masks, "images", f"PNG label map in {self.masks}"),
             (masks, images, "label maps", f"image in {self.images}"),

@@ -42,7 +42,7 @@ def train(training: PromptTraining, device: torch.device, report: Report) -> Non
     Raises TrainingError when a region, a loss or a gradient is no finite number, or when a file
     cannot be read any more; the newest checkpoint is then of a step before.
     """
-    clip = Clip.load(training.clip, str(device))
+    clip = world.together(lambda: Clip.load(training.clip, str(device)))
     prompt_vectors.compute(training, clip, lambda note: report(0, note))
     texts = ClassTexts(clip, training.seen, training.config.vectors)
     steps, seeds = training.config.steps, training.config.seeds

@@ -56,7 +56,7 @@ def train(training: ProposalTraining, device: torch.device, report: Report) -> N
     Raises TrainingError, in all workers at once, when a loss or a gradient is no finite number, or
     when a file cannot be read any more; the newest checkpoint is then of a step before.
     """
-    worker = _Worker(training, device)
+    worker = world.together(lambda: _Worker(training, device))
     first = worker.resume()
     if world.rank() == 0:
         with RunLog(training.config.output, first) as log:

@@ -12,6 +12,7 @@ from torch import nn
 from pipeline.models.maskformer import MaskFormer
 
 _UNDECAYED = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm, nn.Embedding)
+_UNDECAYED_NAMES = ("relative_position_bias_table", "position_embeddings")  # of a Swin
 
 
 def warm_cosine(step: int, steps: int, warmup: int) -> float:
@@ -58,7 +59,7 @@ class PaperOptimiser:
     max_norm: float = 0.01
 
     def build(self, model: MaskFormer) -> torch.optim.AdamW:
-        """Return AdamW over what the model trains; norms and embeddings do not decay."""
+        """Return AdamW over what the model trains; norms, embeddings, positions do not decay."""
         return torch.optim.AdamW(self.groups(model))
 
     def groups(self, model: MaskFormer) -> list[dict[str, Any]]:
@@ -66,8 +67,9 @@ class PaperOptimiser:
         in_backbone = {id(value) for value in model.backbone.parameters()}
         members: dict[tuple[float, float], list[nn.Parameter]] = {}
         for module in model.modules():
-            decay = 0.0 if isinstance(module, _UNDECAYED) else self.weight_decay
-            for value in module.parameters(recurse=False):
+            for name, value in module.named_parameters(recurse=False):
+                is_undecayed = isinstance(module, _UNDECAYED) or name in _UNDECAYED_NAMES
+                decay = 0.0 if is_undecayed else self.weight_decay
                 factor = self.backbone_factor if id(value) in in_backbone else 1.0
                 if value.requires_grad:
                     members.setdefault((self.learning_rate * factor, decay), []).append(value)

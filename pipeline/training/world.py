@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from schemas.errors import ModelError
 
 T = TypeVar("T")
 
@@ -36,6 +39,23 @@ def gathered(value: list[T]) -> list[T]:
     parts: list[list[T]] = [[] for _ in range(size())]
     dist.all_gather_object(parts, value)
     return [item for part in parts for item in part]
+
+
+def together(load: Callable[[], T]) -> T:
+    """Return what `load` returns, once it does in all workers, which must all call this.
+
+    Raises ModelError in all of them where a model cannot be loaded in one: a file may be missing on
+    its machine alone, and the others would wait for it.
+    """
+    problems = []
+    try:
+        loaded = load()
+    except ModelError as error:
+        problems.append(str(error))
+    told = gathered(problems)
+    if told:
+        raise ModelError("; ".join(dict.fromkeys(told)))
+    return loaded
 
 
 def wait() -> None:

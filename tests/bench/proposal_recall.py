@@ -22,7 +22,7 @@ from pipeline.decode import decode_image
 from pipeline.masks import mask_probs
 from pipeline.models import find_proposer
 from pipeline.resize import padded_size, resize_image, resize_nearest, resized_size
-from pipeline.truth import files_by_stem, matching, read_label_map
+from pipeline.truth import Truths, read_label_map
 from schemas.vocabulary import read_vocabulary
 
 MIN_FRACTION = 1 / 500
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="so many images")
     options = parser.parse_args()
     seen = read_vocabulary(options.vocabulary).seen
-    masks = files_by_stem(str(options.masks), {".png"})
+    masks = Truths.find(str(options.masks))
     files = sorted(path for path in options.images.rglob("*") if path.is_file())[: options.limit]
     for given in options.proposer:
         name, _, weights = given.partition("=")
@@ -61,7 +61,7 @@ def recall(name, weights, files, masks, seen, ignore_label):
             found_QP = mask_probs(proposals.mask_logits_Qhw.float(), padded, size) > 0.5
         found_QP = found_QP.flatten(1).float()
         counts.append(int(found_QP.any(1).sum()))
-        truth_HW = resize_nearest(read_label_map(matching(masks, str(file))), size)
+        truth_HW = resize_nearest(read_label_map(masks.of(str(file))), size)
         for kind, class_index, region_HW in regions(truth_HW, ignore_label):
             region_P = torch.from_numpy(region_HW).flatten().float()
             overlap_Q = found_QP @ region_P
