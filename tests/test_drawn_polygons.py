@@ -52,3 +52,10 @@ def test_a_line_has_no_pixels():
 def test_what_is_no_polygon_of_the_image_is_refused(points, message):
     with pytest.raises(ValueError, match=message):
         polygon_mask(points, (6, 8))
+
+
+def test_a_vertex_may_lie_outside_by_as_much_as_the_image_is_large():
+    polygon_mask([(-6, -4), (12, 0), (12, 8)], (4, 6))
+    for far in ((12.1, 0), (0, 8.1), (-6.1, 0), (0, -4.1)):
+        with pytest.raises(ValueError, match="is far from an image of 4 x 6"):
+            polygon_mask([(0, 0), (3, 3), far], (4, 6))

@@ -14,6 +14,7 @@ from pipeline.evaluation.checked_segments import of_the_model
 from pipeline.exports.cvat import mask_of_runs, row_runs
 from pipeline.exports.label_studio import brush_mask, brush_rle
 from pipeline.review.queue import Candidates, random_images, worthy_images
+from pipeline.review.tasks import ReviewedVersion, ReviewTask, write_label_studio
 from schemas.annotation import ANNOTATED, HUMAN
 from schemas.errors import SettingsError
 from schemas.trust_config import ReviewConfig
@@ -225,3 +226,14 @@ def test_each_segment_keeps_its_class_whatever_the_order_of_images():
     # Of two files, the last of which holds the first of all ids.
     found = candidates(dict(reversed(images.items())) | {"0": {1: (0.5, None)}})
     assert worthy_images(found, 1) == ["0"]
+
+
+def test_an_image_beside_the_source_is_named_by_its_uri(made, tmp_path):
+    rows, _ = made
+    write_label_studio(
+        tmp_path / "t.json",
+        [ReviewTask(rows[0] | {"bytes_sha256": None}, "worth")],
+        ReviewedVersion(1, "/other", NAMES),
+    )
+    (task,) = json.loads((tmp_path / "t.json").read_text())
+    assert task["data"]["image"] == rows[0]["uri"]
