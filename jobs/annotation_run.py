@@ -23,7 +23,7 @@ from pipeline.cores import cores
 from pipeline.corrections import Corrections
 from pipeline.files import delete_files, list_files, write_bytes
 from pipeline.lock import DatasetLock, new_run_id
-from pipeline.parts import RUNS, merge_images, recorded_parts, write_part
+from pipeline.parts import RUNS, merge_embeddings, merge_images, recorded_parts, write_part
 from pipeline.plan_records import check_plan, read_plan
 from pipeline.planner import Planner
 from pipeline.run_log import RunLog
@@ -38,7 +38,7 @@ from schemas.errors import (
     SegmillError,
     SettingsError,
 )
-from schemas.manifest import Changes, Counts, DataFile, Manifest
+from schemas.manifest import Changes, Counts, DataFile, EmbeddingsFile, Manifest
 from schemas.meter import RunMeter
 from schemas.runs import ANNOTATE
 
@@ -126,6 +126,7 @@ class AnnotationRun:
         self._recorder.version = newest
         self._recalls_only = recalls_only
         self._from_embeddings = 0
+        self._embeddings: list[EmbeddingsFile] = []  # of the next version
         self._meter: RunMeter | None = None
 
     def result(self, inventory: Iterable[pa.Table], started: float) -> AnnotateResult:
@@ -256,13 +257,21 @@ class AnnotationRun:
     def _merged(self) -> list[DataFile]:
         outcome = self._planner.outcome(self._config.rows_per_file)
         merge = partial(merge_images, self._output, self._run_id)
-        return outcome.kept + runtime.map_tasks(merge, outcome.merges)
+        files = outcome.kept + runtime.map_tasks(merge, outcome.merges)
+        files.sort(key=lambda file: file.path)
+        if not self._is_published(files):
+            kept = self._planner.embeddings()
+            merge_kept = partial(merge_embeddings, self._output, self._run_id)
+            self._embeddings = kept.kept + runtime.map_tasks(merge_kept, kept.merges)
+        return files
+
+    def _is_published(self, files: Sequence[DataFile]) -> bool:
+        return self._base is not None and list(files) == list(self._base.images)
 
     def _published(self, files: list[DataFile]) -> Manifest:
         """Publish the files as the next version, unless the newest one is just these."""
-        files = sorted(files, key=lambda file: file.path)
         counts = _account(self._planner.images, files)
-        if self._base is not None and files == list(self._base.images):
+        if self._base is not None and self._is_published(files):
             return self._base
         plan = self._plan
         manifest = Manifest(
@@ -276,7 +285,7 @@ class AnnotationRun:
             counts=counts,
             changes=self._changes(),
             images=tuple(files),
-            embeddings=tuple(self._planner.embeddings()),
+            embeddings=tuple(self._embeddings),
             corrections=self._base.corrections if self._base else (),
             config=hide_all_secrets(plan.config.model_dump(mode="json")),
             models={

@@ -79,17 +79,16 @@ def _versions(dataset: str) -> list[int]:
 def _superfluous(config: VacuumConfig) -> tuple[list[int], dict[str, FileFacts]]:
     oldest = time.time() - config.older_than_hours * 3600
     numbers = _versions(config.dataset)
-    manifests = {number: read_manifest(config.dataset, number) for number in numbers}
-    dropped = [
-        number
-        for number in numbers[: -config.keep_versions]
-        if manifests[number].created.timestamp() < oldest
-    ]
-    kept = [manifest for number, manifest in manifests.items() if number not in dropped]
-    named = {path for manifest in kept for path in manifest.paths}
-    named |= {texts_path(manifest.fingerprint) for manifest in kept}
-    named |= {manifest_path(number) for number in numbers}  # dropped ones are told apart
-    runs = {manifest.run_id for manifest in kept}
+    old = numbers[: -config.keep_versions]
+    named = {manifest_path(number) for number in numbers}  # dropped ones are told apart
+    dropped, runs = [], set()
+    for number in numbers:  # one manifest at a time: each names all files of a version
+        manifest = read_manifest(config.dataset, number)
+        if number in old and manifest.created.timestamp() < oldest:
+            dropped.append(number)
+            continue
+        named |= {*manifest.paths, texts_path(manifest.fingerprint)}
+        runs.add(manifest.run_id)
     stored = {
         path: facts
         for folder in (IMAGES, EMBEDDINGS_FOLDER, CORRECTIONS_FOLDER, RUNS, MANIFESTS)

@@ -1,6 +1,7 @@
 """`segmill versions`: what was published, when, and what changed from one to the next."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from pipeline.dataset import read_manifest, versions
 from pipeline.storage import hide_secrets
@@ -10,11 +11,42 @@ from schemas.upkeep_config import VersionsConfig
 
 
 @dataclass(frozen=True)
+class VersionSummary:
+    """What a version holds, as numbers: its manifest names every file."""
+
+    version: int
+    images: int
+    done: int  # by the run that published it
+    removed: int
+    quarantined: int
+    files: int
+    size_bytes: int
+    created: datetime
+    run_id: str
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "VersionSummary":
+        """Sum up a manifest."""
+        files = (*manifest.images, *manifest.embeddings, *manifest.corrections)
+        return cls(
+            version=manifest.version,
+            images=manifest.counts.inventory,
+            done=manifest.changes.done,
+            removed=manifest.changes.removed,
+            quarantined=manifest.counts.quarantined,
+            files=len(files),
+            size_bytes=sum(file.size_bytes for file in files),
+            created=manifest.created,
+            run_id=manifest.run_id,
+        )
+
+
+@dataclass(frozen=True)
 class VersionsResult:
-    """The manifests, oldest first."""
+    """The versions, oldest first."""
 
     dataset: str
-    manifests: tuple[Manifest, ...]
+    versions: tuple[VersionSummary, ...]
 
 
 def list_versions(config: VersionsConfig) -> VersionsResult:
@@ -22,7 +54,5 @@ def list_versions(config: VersionsConfig) -> VersionsResult:
     numbers = versions(config.dataset)
     if not numbers:
         raise OutputError(f"{hide_secrets(config.dataset)} holds no published dataset")
-    return VersionsResult(
-        dataset=hide_secrets(config.dataset),
-        manifests=tuple(read_manifest(config.dataset, number) for number in numbers),
-    )
+    found = (VersionSummary.of(read_manifest(config.dataset, number)) for number in numbers)
+    return VersionsResult(hide_secrets(config.dataset), tuple(found))

@@ -104,9 +104,18 @@ def write_corrections(dataset: str, run_id: str, rows: pa.Table) -> StoredFile:
 
 def merge_images(dataset: str, run_id: str, shares: Sequence[Share]) -> DataFile:
     """Write the chosen rows of some files as one file; an image repeated in one counts once."""
+    return write_images(dataset, run_id, _chosen(dataset, shares, ANNOTATED))
+
+
+def merge_embeddings(dataset: str, run_id: str, shares: Sequence[Share]) -> EmbeddingsFile:
+    """Write the chosen rows of some files, all exact or all compact, as one file; likewise."""
+    return _write_embeddings(dataset, run_id, _chosen(dataset, shares, EMBEDDINGS))
+
+
+def _chosen(dataset: str, shares: Sequence[Share], schema: pa.Schema) -> pa.Table:
     tables = []
     for share in shares:
-        table = read_table(dataset, share.path, ANNOTATED)
+        table = read_table(dataset, share.path, schema)
         if share.image_ids is not None:
             table = table.filter(pc.is_in(table["image_id"], pa.array(share.image_ids)))
         if share.without:
@@ -118,7 +127,7 @@ def merge_images(dataset: str, run_id: str, shares: Sequence[Share]) -> DataFile
     if pc.count_distinct(ids).as_py() < len(ids):
         first = pc.index_in(pc.unique(ids), ids)
         merged = merged.take(first)
-    return write_images(dataset, run_id, merged)
+    return merged
 
 
 def read_table(dataset: str, path: str, schema: pa.Schema) -> pa.Table:

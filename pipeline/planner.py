@@ -9,13 +9,13 @@ that a person has corrected, and that has the same content still, the corrected 
 the same etag, or under another one or another uri the same bytes, as a finished row tells.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain, groupby
 from operator import itemgetter
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Generic, Literal, Self, TypeVar, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -31,11 +31,15 @@ from schemas.manifest import DataFile, EmbeddingsFile, Encoding
 # Given up for now, not for good: the store did not answer. Done again by the next run.
 RETRIED_CODES: Final = ("unavailable",)
 
+F = TypeVar("F", DataFile, EmbeddingsFile)
+T = TypeVar("T")
+
 # Where finished rows come from: the newest version, a run that was cut short, or this run.
 Origin = Literal["published", "adopted", "own"]
 
 _FILES_AT_ONCE: Final = 32
 _ROWS_AT_ONCE: Final = 8192  # out of the database
+_MERGED_BYTES: Final = 64 * 2**20  # of embeddings, which are in memory while they are merged
 
 _TABLES: Final = """
 create table listed (image_id varchar, uri varchar, etag varchar, size_bytes bigint);
@@ -43,7 +47,8 @@ create table corrected (image_id varchar, etag varchar, fingerprint varchar, byt
                         drawn_on varchar, counts boolean);
 create table rows (file integer, image_id varchar, etag varchar, fresh boolean, embeds boolean);
 create table embedded (file integer, row_group integer, image_id varchar, etag varchar,
-                       is_current boolean, relabels boolean, reclassifies boolean);
+                       is_exact boolean, is_current boolean, relabels boolean,
+                       reclassifies boolean);
 create table before (image_id varchar);
 create table inventory as select * from listed;
 create table winner (image_id varchar, file integer);
@@ -81,10 +86,10 @@ class Uncorrected:
 
 
 @dataclass
-class Outcome:
-    """The files of the next version: some as they are, some to be merged into new ones."""
+class Outcome(Generic[F]):
+    """Files of the next version: some as they are, some to be merged into new ones."""
 
-    kept: list[DataFile] = field(default_factory=list)
+    kept: list[F] = field(default_factory=list)
     merges: list[list[Share]] = field(default_factory=list)
 
 
@@ -253,16 +258,16 @@ class Planner:
         groups = [row // file.rows_per_group for row in range(len(table))]
         self._insert(
             "embedded",
-            "select $file, row_group, image_id, etag, embedding_fingerprint = $embedding, "
+            "select $file, row_group, image_id, etag, $exact, embedding_fingerprint = $embedding, "
             "embedding_fingerprint = $embedding and $labels, "
-            "proposal_fingerprint = $proposal and $classifies from arriving",
+            "proposal_fingerprint = $proposal and $exact from arriving",
             table.append_column("row_group", pa.array(groups, pa.int32())),
             {
                 "file": number,
                 "embedding": self._today.embedding,
                 "labels": is_exact or self._keeps == "compact",
                 "proposal": self._today.proposal,
-                "classifies": is_exact,
+                "exact": is_exact,
             },
         )
 
@@ -325,7 +330,9 @@ class Planner:
             unless=unstored if self._keeps else "false",
         )
 
-    def _create(self, name: str, joined: str, chosen: str, unless: str = "false") -> None:
+    def _create(
+        self, name: str, joined: str, chosen: str, unless: str = "false", by: str = "image_id"
+    ) -> None:
         """Create a table of what is chosen for each image of a join, whose rows are `k`.
 
         One step a statement: those of one share the memory, and DuckDB fails where it should spill.
@@ -333,8 +340,7 @@ class Planner:
         self._database.execute(f"create or replace table joined as {joined}")
         self._database.execute(f"delete from joined k where {unless}")
         self._database.execute(
-            f"create or replace table {name} as select image_id, {chosen} from joined "
-            "group by image_id"
+            f"create or replace table {name} as select {by}, {chosen} from joined group by {by}"
         )
         self._database.execute("drop table joined")
 
@@ -378,7 +384,7 @@ class Planner:
             )
         return Units(pa.Table.from_pylist(units, schema=UNITS), images)
 
-    def outcome(self, rows_per_file: int) -> Outcome:
+    def outcome(self, rows_per_file: int) -> Outcome[DataFile]:
         """Return the files of the next version; call it when nothing is left.
 
         A file of which every row counts and that is large enough stays as it is; the rows that
@@ -387,7 +393,7 @@ class Planner:
         found = self._database.execute(
             "select file, count(*) from winner group by file order by file"
         ).fetchall()
-        outcome, small = Outcome(), []
+        outcome, small = Outcome[DataFile](), []
         for number, count in found:
             file = self._files[number]
             whole = count == file.rows
@@ -395,7 +401,7 @@ class Planner:
                 outcome.kept.append(file)
             else:
                 small.append((number, count, whole))
-        for group in _groups(small, rows_per_file):
+        for group in _groups(small, rows_per_file, itemgetter(1)):
             if len(group) == 1 and group[0][2]:
                 outcome.kept.append(self._files[group[0][0]])
             else:
@@ -417,13 +423,60 @@ class Planner:
         found = self._database.execute(query, {"file": number}).fetchall()
         return frozenset(image_id for (image_id,) in found)
 
-    def embeddings(self) -> list[EmbeddingsFile]:
-        """Return the files of embeddings of which at least one row is of use."""
-        found = self._database.execute(
-            "select distinct k.file from embedded k join inventory i using (image_id) "
-            f"where {_SAME_CONTENT} and (k.is_current or k.reclassifies) order by all"
+    def embeddings(self) -> Outcome[EmbeddingsFile]:
+        """Return the files of embeddings of which a row is of use.
+
+        Of small ones those rows are merged, or a night of few images would add files for ever.
+        """
+        # Of an image exact and compact ones may be of use, of each kind once.
+        self._create(
+            "useful",
+            "select i.image_id, k.is_exact, k.file, (k.is_current, k.file) rank "
+            "from inventory i join embedded k using (image_id) "
+            f"where {_SAME_CONTENT} and (k.is_current or k.reclassifies)",
+            "max_by(file, rank) file",
+            by="image_id, is_exact",
+        )
+        counts = self._database.execute(
+            "select file, count(*) from useful group by file order by file"
         ).fetchall()
-        return [self._embeddings[file] for (file,) in found]
+        small = [
+            (number, count)
+            for number, count in counts
+            if self._embeddings[number].size_bytes * 2 <= _MERGED_BYTES
+        ]
+        groups = [
+            group
+            for encoding in get_args(Encoding)
+            for group in _groups(
+                [one for one in small if self._embeddings[one[0]].encoding == encoding],
+                _MERGED_BYTES,
+                lambda one: self._embeddings[one[0]].size_bytes,
+            )
+            if len(group) > 1
+        ]
+        merged = {number for group in groups for number, _ in group}
+        shares = self._shares_of_embeddings([one for one in small if one[0] in merged])
+        return Outcome(
+            kept=[self._embeddings[number] for number, _ in counts if number not in merged],
+            merges=[[shares[number] for number, _ in group] for group in groups],
+        )
+
+    def _shares_of_embeddings(self, files: Sequence[tuple[int, int]]) -> dict[int, Share]:
+        """Return the rows of use of files, given as numbers and counts of these rows."""
+        paths = {number: self._embeddings[number].path for number, _ in files}
+        partly = {number for number, count in files if count < self._embeddings[number].rows}
+        self._database.execute(
+            "create or replace table partly as select unnest($files) file", {"files": [*partly]}
+        )
+        rows = self._database.execute(
+            "select file, image_id from useful semi join partly using (file) order by file"
+        ).fetchall()
+        ids = {
+            number: frozenset(image_id for _, image_id in taken)
+            for number, taken in groupby(rows, itemgetter(0))
+        }
+        return {number: Share(path, ids.get(number)) for number, path in paths.items()}
 
     def own(self) -> int:
         """Return how many images of the next version this run has done itself."""
@@ -466,17 +519,14 @@ def _read_many(
         yield from enumerate(tables, start)
 
 
-_Small = tuple[int, int, bool]  # number of a file, rows that count, whether these are all
-
-
-def _groups(small: Sequence[_Small], rows_per_file: int) -> list[list[_Small]]:
-    """Return the files in groups of at most `rows_per_file` rows, but for single larger ones."""
-    groups: list[list[_Small]] = []
+def _groups(small: Sequence[T], most: int, size_of: Callable[[T], int]) -> list[list[T]]:
+    """Return files in groups that are together of at most that size, but for single larger ones."""
+    groups: list[list[T]] = []
     room = 0
     for item in small:
-        if item[1] > room:
+        if size_of(item) > room:
             groups.append([])
-            room = rows_per_file
+            room = most
         groups[-1].append(item)
-        room -= item[1]
+        room -= size_of(item)
     return groups

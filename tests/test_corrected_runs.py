@@ -92,5 +92,6 @@ def test_corrections_stay_until_their_image_changes(tmp_path: Path) -> None:
     changed = annotate(settings.model_copy(update={"min_score": 0.1}))
     assert (changed.version, changed.changes.done) == (7, 1)
     assert set(annotators(dataset).values()) == {MODEL}
+    assert len(read_manifest(dataset).embeddings) == 1  # however many runs added some
     check_rows(rows_of(dataset), whole=False)
     assert verify(VerifyConfig(dataset=dataset, all_label_maps=True)).problems == ()

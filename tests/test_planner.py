@@ -5,8 +5,8 @@ import pytest
 
 from pipeline import planner as planner_module
 from pipeline.fingerprints import Fingerprints
-from pipeline.parts import merge_images, read_row_group, write_images, write_part
-from pipeline.planner import Planner
+from pipeline.parts import merge_embeddings, merge_images, read_row_group, write_images, write_part
+from pipeline.planner import Outcome, Planner
 from pipeline.stages.intake import ReuseProposals
 from schemas.annotation import (
     ANNOTATED,
@@ -221,7 +221,47 @@ def test_files_keep_their_numbers_however_few_are_read_at_once(plan, dataset, mo
     made.planner.add_done(dataset, files, embeddings, "published")
     made.left()
     assert made.planner.outcome(1).kept == files
-    assert made.planner.embeddings() == embeddings
+    (merge,) = made.planner.embeddings().merges
+    assert [share.path for share in merge] == [file.path for file in embeddings]
+
+
+def test_small_files_of_embeddings_become_one_of_the_rows_of_use(plan, dataset, monkeypatch):
+    def stored(*rows):
+        return write_part(dataset, "run", table_from_rows(rows, ANNOTATED_AND_EMBEDDED)).embeddings
+
+    today, old = ("p", "e"), ("p", "old")
+    files = [
+        stored(row("a", embedded=old), row("b", embedded=today)),
+        stored(row("both", embedded=today) | {"mask_picture": b""}),
+        stored(row("a", embedded=today), row("gone", embedded=today)),
+        stored(row("b", etag="0", embedded=today)),  # of other content
+        stored(row("both", embedded=today)),
+        stored(row("c", embedded=old)),  # its proposals are of use
+    ]
+    listed = inventory(a="1", b="1", both="1", c="1")
+    made = plan(listed)
+    made.planner.add_done(dataset, [], files, "published")
+    found = made.planner.embeddings()
+    assert found.kept == [files[1]]  # no other is compact
+    (merge,) = found.merges
+    assert [(share.path, share.image_ids) for share in merge] == [
+        (files[0].path, {image_id("b")}),
+        (files[2].path, {image_id("a")}),
+        (files[4].path, None),
+        (files[5].path, None),
+    ]
+    merged = merge_embeddings(dataset, "next", merge)
+    rows = read_row_group(dataset, merged.path, 0).to_pylist()
+    assert sorted((one["uri"], one["embedding_fingerprint"]) for one in rows) == [
+        ("a", "e"), ("b", "e"), ("both", "e"), ("c", "old"),
+    ]  # fmt: skip
+    assert (merged.encoding, merged.rows, merged.rows_per_group) == ("exact", 4, 8)
+    # As the next run finds them; and large files stay as they are.
+    again = plan(listed)
+    again.planner.add_done(dataset, [], [*found.kept, merged], "published")
+    assert again.planner.embeddings() == Outcome([files[1], merged])
+    monkeypatch.setattr(planner_module, "_MERGED_BYTES", files[0].size_bytes)
+    assert made.planner.embeddings() == Outcome([files[i] for i in (0, 1, 2, 4, 5)])
 
 
 @pytest.mark.parametrize("fresh", [True, False], ids=["done", "recalled"])
@@ -237,7 +277,8 @@ def test_what_outgrows_the_memory_spills(fresh):
             f"insert into rows select 0, image_id, etag, {fresh}, true from inventory"
         )
         planner._database.execute(
-            "insert into embedded select 0, 0, image_id, etag, true, true, true from inventory"
+            "insert into embedded "
+            "select 0, 0, image_id, etag, true, true, true, true from inventory"
         )
         found = planner.preview(1)
         tables = {name for (name,) in planner._database.execute("show tables").fetchall()}
@@ -276,7 +317,7 @@ def test_what_is_stored_is_used_again(plan, dataset):
     assert made.names(work.reclassify) == ["proposals"]
     assert sorted(made.names(work.fetch)) == ["changed", "neither"]
     assert (work.images, work.recalled) == (4, 2)
-    assert made.planner.embeddings() == [part.embeddings]
+    assert made.planner.embeddings() == Outcome([part.embeddings])
 
 
 def test_images_to_classify_again_are_fetched_with_what_signs_them(plan, dataset):
@@ -308,7 +349,7 @@ def test_embeddings_of_no_use_leave_the_version(plan, dataset):
     today = Fingerprints(decode="d", proposal="other", embedding="other", label="other")
     made, _ = with_embeddings(plan, dataset, *EMBEDDED_ROWS, fingerprints=today)
     assert made.left().recalled == 0
-    assert made.planner.embeddings() == []
+    assert made.planner.embeddings() == Outcome()
 
 
 def test_who_keeps_embeddings_wants_them_of_every_image(plan, dataset):
@@ -337,7 +378,7 @@ def test_compact_embeddings_count_only_for_who_asks_for_them(plan, dataset):
         work = made.left()
         assert work.recalled == 0 and "both" in made.names(work.fetch)
         # Another run, which asks for them, will find them.
-        assert made.planner.embeddings() == [part.embeddings]
+        assert made.planner.embeddings() == Outcome([part.embeddings])
 
 
 def old_compact(uris):
@@ -437,7 +478,7 @@ def test_embeddings_whose_proposals_are_of_use_stay_in_the_version(plan, dataset
     made = plan(inventory(a="1"))
     made.planner.add_done(dataset, [part.images], [part.embeddings], "published")
     assert made.left().images == 0
-    assert made.planner.embeddings() == [part.embeddings]
+    assert made.planner.embeddings() == Outcome([part.embeddings])
 
 
 def test_labels_from_compact_embeddings_are_done_only_for_who_asks_for_them(plan, dataset):

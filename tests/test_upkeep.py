@@ -26,7 +26,7 @@ from pipeline.parts import (
     write_images,
     write_part,
 )
-from pipeline.planner import Planner
+from pipeline.planner import Outcome, Planner
 from pipeline.segments import encode_segments
 from pipeline.text_vectors import Texts, write_texts
 from schemas.annotation import (
@@ -347,7 +347,7 @@ def test_embeddings_that_are_gone_are_as_if_none_had_been_kept(dataset, caplog, 
         planner.add_inventory([table_from_rows(rows, INVENTORY)])
         take_over(planner, dataset, read_manifest(dataset), ())
         assert set(planner.preview(9).sample["uri"].to_pylist()) == left
-        assert planner.embeddings() == [embeddings[1]]
+        assert planner.embeddings() == Outcome([embeddings[1]])
     assert "1 of 2 files of embeddings are gone" in caplog.text
 
 

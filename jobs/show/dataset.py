@@ -22,25 +22,9 @@ def show_versions(result: "VersionsResult", console: Console) -> int:
     table.add_column("created")
     table.add_column("run")
     rows = []
-    for manifest in result.manifests:
-        size_bytes = sum(file.size_bytes for file in manifest.images)
-        others = (*manifest.embeddings, *manifest.corrections)
-        size_bytes += sum(file.size_bytes for file in others)
-        counts, changes = manifest.counts, manifest.changes
-        rows.append(
-            {
-                "version": manifest.version,
-                "images": counts.inventory,
-                "done": changes.done,
-                "removed": changes.removed,
-                "quarantined": counts.quarantined,
-                "files": len(manifest.images) + len(others),
-                "size_bytes": size_bytes,
-                "created": manifest.created.isoformat(timespec="seconds"),
-                "run_id": manifest.run_id,
-            }
-        )
-        shown = {**rows[-1], "size_bytes": f"{size_bytes / 2**20:.1f}"}
+    for one in result.versions:
+        rows.append({**vars(one), "created": one.created.isoformat(timespec="seconds")})
+        shown = {**rows[-1], "size_bytes": f"{one.size_bytes / 2**20:.1f}"}
         table.add_row(*map(str, shown.values()))
     console.print(table)
     print_json({"dataset": result.dataset, "versions": rows})
