@@ -37,7 +37,7 @@ _UPRIGHT: Final = {
 }
 _TURNED: Final = frozenset({5, 6, 7, 8})  # height and width change places
 # Draft JPEGs stay at least this many times larger than the result, so that the final resize still
-# averages pixels (tests/bench/jpeg_draft.py has what is lost).
+# averages pixels (tests/bench/decoder.py has what is lost).
 _DRAFT_MARGIN: Final = 2
 _CHUNK_PIXELS: Final = 2**20
 

@@ -1,1 +1,4 @@
-"""Training of the embedded tiny models: plain torch loops, run by `jobs/train_embedded.py`."""
+"""Training: the paper's, of proposer and prompts, and that of the embedded tiny models.
+
+The latter (captions, clip, pictures, proposer, quality) are plain loops for `jobs/train_embedded.py`.
+"""
