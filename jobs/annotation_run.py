@@ -98,6 +98,14 @@ class _Identity:
     recorder: Recorder
 
 
+@dataclass(frozen=True)
+class _Files:
+    """The files of the next version."""
+
+    images: list[DataFile]
+    embeddings: list[EmbeddingsFile] | None  # None: the newest version is of just these images
+
+
 class AnnotationRun:
     """One run: compares, does what is left, publishes, tidies up."""
 
@@ -126,7 +134,6 @@ class AnnotationRun:
         self._recorder.version = newest
         self._recalls_only = recalls_only
         self._from_embeddings = 0
-        self._embeddings: list[EmbeddingsFile] = []  # of the next version
         self._meter: RunMeter | None = None
 
     def result(self, inventory: Iterable[pa.Table], started: float) -> AnnotateResult:
@@ -207,8 +214,8 @@ class AnnotationRun:
             )
         return work
 
-    def _do_what_is_left(self) -> list[DataFile]:
-        """Return the files that hold every image of the inventory, each once."""
+    def _do_what_is_left(self) -> "_Files":
+        """Return the files in which every image of the inventory is, each once."""
         work = self._left()
         if not work.images:
             return self._merged()
@@ -254,24 +261,21 @@ class AnnotationRun:
         )
         self._meter = self._recorder.meter = self._meter.model_copy(update={"plan": check})
 
-    def _merged(self) -> list[DataFile]:
-        outcome = self._planner.outcome(self._config.rows_per_file)
+    def _merged(self) -> "_Files":
+        images = self._planner.outcome(self._config.rows_per_file)
         merge = partial(merge_images, self._output, self._run_id)
-        files = outcome.kept + runtime.map_tasks(merge, outcome.merges)
+        files = images.kept + runtime.map_tasks(merge, images.merges)
         files.sort(key=lambda file: file.path)
-        if not self._is_published(files):
-            kept = self._planner.embeddings()
-            merge_kept = partial(merge_embeddings, self._output, self._run_id)
-            self._embeddings = kept.kept + runtime.map_tasks(merge_kept, kept.merges)
-        return files
+        if self._base is not None and files == list(self._base.images):
+            return _Files(files, None)
+        embeddings = self._planner.embeddings()
+        merge_kept = partial(merge_embeddings, self._output, self._run_id)
+        return _Files(files, embeddings.kept + runtime.map_tasks(merge_kept, embeddings.merges))
 
-    def _is_published(self, files: Sequence[DataFile]) -> bool:
-        return self._base is not None and list(files) == list(self._base.images)
-
-    def _published(self, files: list[DataFile]) -> Manifest:
+    def _published(self, files: "_Files") -> Manifest:
         """Publish the files as the next version, unless the newest one is just these."""
-        counts = _account(self._planner.images, files)
-        if self._base is not None and self._is_published(files):
+        counts = _account(self._planner.images, files.images)
+        if self._base is not None and files.embeddings is None:
             return self._base
         plan = self._plan
         manifest = Manifest(
@@ -284,8 +288,8 @@ class AnnotationRun:
             vocabulary=plan.vocabulary,
             counts=counts,
             changes=self._changes(),
-            images=tuple(files),
-            embeddings=tuple(self._embeddings),
+            images=tuple(files.images),
+            embeddings=tuple(files.embeddings or ()),
             corrections=self._base.corrections if self._base else (),
             config=hide_all_secrets(plan.config.model_dump(mode="json")),
             models={

@@ -77,18 +77,23 @@ def read_settings(
         raise BadSettingsError(_describe_unread(error, model)) from None
 
 
+def _untold(source: PydanticBaseSettingsSource, told: dict[str, Any]) -> dict[str, Any]:
+    """Return what no source above tells: Pydantic would merge a mapping with that of another."""
+    return {name: value for name, value in told.items() if name not in source.current_state}
+
+
 class _Environment(EnvSettingsSource):
-    """Gives what no flag gives: Pydantic would merge a mapping with that of the flag."""
+    """The variables, below flags."""
 
     def __call__(self) -> dict[str, Any]:
-        return {k: v for k, v in super().__call__().items() if k not in self.current_state}
+        return _untold(self, super().__call__())
 
 
 class _File(InitSettingsSource):
-    """Gives what neither a flag nor the environment gives, for the same reason."""
+    """The YAML file, below flags and variables."""
 
     def __call__(self) -> dict[str, Any]:
-        return {k: v for k, v in super().__call__().items() if k not in self.current_state}
+        return _untold(self, super().__call__())
 
 
 class _Parser(argparse.ArgumentParser):

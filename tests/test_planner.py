@@ -50,6 +50,10 @@ def images(dataset, *rows):
     return write_images(dataset, "run", table_from_rows(rows, ANNOTATED))
 
 
+def part_of(dataset, *rows, run_id="run"):
+    return write_part(dataset, run_id, table_from_rows(rows, ANNOTATED_AND_EMBEDDED))
+
+
 class Plan:
     """A planner with short words for its calls."""
 
@@ -210,12 +214,7 @@ def test_a_share_names_the_fewer_rows_those_that_count_or_the_others(plan, datas
 
 def test_files_keep_their_numbers_however_few_are_read_at_once(plan, dataset, monkeypatch):
     monkeypatch.setattr(planner_module, "_FILES_AT_ONCE", 1)
-    parts = [
-        write_part(
-            dataset, "run", table_from_rows([row(uri, embedded=("p", "e"))], ANNOTATED_AND_EMBEDDED)
-        )
-        for uri in "ab"
-    ]
+    parts = [part_of(dataset, row(uri, embedded=("p", "e"))) for uri in "ab"]
     files, embeddings = [part.images for part in parts], [part.embeddings for part in parts]
     made = plan(inventory(a="1", b="1"))
     made.planner.add_done(dataset, files, embeddings, "published")
@@ -227,7 +226,7 @@ def test_files_keep_their_numbers_however_few_are_read_at_once(plan, dataset, mo
 
 def test_small_files_of_embeddings_become_one_of_the_rows_of_use(plan, dataset, monkeypatch):
     def stored(*rows):
-        return write_part(dataset, "run", table_from_rows(rows, ANNOTATED_AND_EMBEDDED)).embeddings
+        return part_of(dataset, *rows).embeddings
 
     today, old = ("p", "e"), ("p", "old")
     files = [
@@ -303,7 +302,7 @@ EMBEDDED_ROWS = [
 
 
 def with_embeddings(plan, dataset, *rows, **settings):
-    part = write_part(dataset, "run", table_from_rows(rows, ANNOTATED_AND_EMBEDDED))
+    part = part_of(dataset, *rows)
     listed = inventory(**dict.fromkeys(("both", "proposals", "neither", "changed"), "1"))
     made = plan(listed, **settings)
     made.planner.add_done(dataset, [part.images], [part.embeddings], "published")
@@ -322,7 +321,7 @@ def test_what_is_stored_is_used_again(plan, dataset):
 
 def test_images_to_classify_again_are_fetched_with_what_signs_them(plan, dataset):
     rows = [row(uri, fingerprint="old", embedded=("p", "old")) for uri in "abcd"]
-    part = write_part(dataset, "run", table_from_rows(rows, ANNOTATED_AND_EMBEDDED))
+    part = part_of(dataset, *rows)
     signed = [
         listed | {"signature": None if listed["uri"] == "b" else f"sig={listed['uri']}"}
         for listed in inventory(**dict.fromkeys("cba", "1")).to_pylist()
@@ -358,9 +357,7 @@ def test_who_keeps_embeddings_wants_them_of_every_image(plan, dataset):
     assert plan(listed).done(file).left().images == 0
     made = plan(listed, keeps="exact").done(file)
     assert made.names(made.left().fetch) == ["both"]
-    part = write_part(
-        dataset, "own", table_from_rows([row("both", embedded=("p", "e"))], ANNOTATED_AND_EMBEDDED)
-    )
+    part = part_of(dataset, row("both", embedded=("p", "e")), run_id="own")
     made.planner.add_done(dataset, [part.images], [part.embeddings], "own")
     assert made.left().images == 0
 
@@ -391,7 +388,7 @@ def old_compact(uris):
 def test_units_name_no_image_where_a_whole_row_group_is_taken(plan, dataset, gone):
     # Row groups of 256 rows: more than eight, which exact embeddings have.
     uris = [f"{number:03}" for number in range(266)]
-    part = write_part(dataset, "run", table_from_rows(old_compact(uris), ANNOTATED_AND_EMBEDDED))
+    part = part_of(dataset, *old_compact(uris))
     last = max(uris, key=image_id)  # of the second row group
     listed = [uri for uri in uris if not (gone and uri == last)]
     made = plan(inventory(**dict.fromkeys(listed, "1")), keeps="compact")
@@ -406,7 +403,7 @@ def test_units_name_no_image_where_a_whole_row_group_is_taken(plan, dataset, gon
 
 def test_images_of_a_whole_row_group_are_classified_again_without_signatures(plan, dataset):
     rows = [row(uri, fingerprint="old", embedded=("p", "old")) for uri in "ab"]
-    part = write_part(dataset, "run", table_from_rows(rows, ANNOTATED_AND_EMBEDDED))
+    part = part_of(dataset, *rows)
     made = plan(inventory(a="1", b="1"))
     made.planner.add_done(dataset, [part.images], [part.embeddings], "published")
     (unit,) = made.left().reclassify.table.to_pylist()
@@ -428,13 +425,7 @@ def test_images_of_a_whole_row_group_are_classified_again_without_signatures(pla
 def test_a_file_that_can_be_labelled_again_goes_before_a_newer_one(plan, dataset):
     made = plan(inventory(both="1"))
     parts = [
-        write_part(
-            dataset,
-            "run",
-            table_from_rows(
-                [row("both", fingerprint="old", embedded=("p", embedding))], ANNOTATED_AND_EMBEDDED
-            ),
-        )
+        part_of(dataset, row("both", fingerprint="old", embedded=("p", embedding)))
         for embedding in ("e", "old")
     ]
     files, embeddings = [part.images for part in parts], [part.embeddings for part in parts]
@@ -447,8 +438,7 @@ def test_a_file_that_can_be_labelled_again_goes_before_a_newer_one(plan, dataset
 def test_exact_embeddings_are_labelled_again_before_compact_ones(plan, dataset):
     exact = row("both", fingerprint="old", embedded=("p", "e"))
     rows = [exact, compact(fingerprint="old")]
-    tables = [table_from_rows([one], ANNOTATED_AND_EMBEDDED) for one in rows]
-    parts = [write_part(dataset, "run", table) for table in tables]
+    parts = [part_of(dataset, one) for one in rows]
     assert [part.embeddings.encoding for part in parts] == ["exact", "compact"]
     made = plan(inventory(both="1"), keeps="compact")
     files, embeddings = [part.images for part in parts], [part.embeddings for part in parts]
@@ -458,11 +448,7 @@ def test_exact_embeddings_are_labelled_again_before_compact_ones(plan, dataset):
 
 
 def test_embeddings_of_another_content_are_not_those_of_an_image(plan, dataset):
-    part = write_part(
-        dataset,
-        "run",
-        table_from_rows([row("a", embedded=("p", "e"))], ANNOTATED_AND_EMBEDDED),
-    )
+    part = part_of(dataset, row("a", embedded=("p", "e")))
     made = plan(inventory(a="2"), keeps="exact")
     file = images(dataset, row("a", etag="2"))
     made.planner.add_done(dataset, [file], [part.embeddings], "published")
@@ -470,11 +456,7 @@ def test_embeddings_of_another_content_are_not_those_of_an_image(plan, dataset):
 
 
 def test_embeddings_whose_proposals_are_of_use_stay_in_the_version(plan, dataset):
-    part = write_part(
-        dataset,
-        "run",
-        table_from_rows([row("a", embedded=("p", "old"))], ANNOTATED_AND_EMBEDDED),
-    )
+    part = part_of(dataset, row("a", embedded=("p", "old")))
     made = plan(inventory(a="1"))
     made.planner.add_done(dataset, [part.images], [part.embeddings], "published")
     assert made.left().images == 0
@@ -496,7 +478,7 @@ def test_stored_proposals_of_unknown_content_are_labelled_but_not_classified_aga
         row("both", etag=None, fingerprint="old", embedded=("p", "e")),
         row("proposals", etag=None, fingerprint="old", embedded=("p", "old")),
     ]
-    part = write_part(dataset, "run", table_from_rows(rows, ANNOTATED_AND_EMBEDDED))
+    part = part_of(dataset, *rows)
     made = plan(inventory(both=None, proposals=None))
     made.planner.add_done(dataset, [part.images], [part.embeddings], "published")
     work = made.left()
